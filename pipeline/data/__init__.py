@@ -1,0 +1,1 @@
+"""Annotations, images, boxes and the augmented views that carry them."""

@@ -1,0 +1,69 @@
+"""Ground truth of one view: the annotations of an image moved by the view's geometry."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.annotations import Annotations
+from pipeline.data.views import Geometry
+from pipeline.errors import InputError, first_ten
+
+MIN_SIDE = 1.0  # pixels: what is left of a box must be at least this wide and high (MMDetection's filter)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ground truth of one view.
+
+    Args:
+        boxes: (n, 4) float32 xyxy in pixels of the view, inside it, not empty.
+        labels: (n,) int64, 0-based.
+        size_wh: size of the view on its canvas.
+        key: decides RoI and anchor sampling (pipeline.detectors.sampling).
+        polygons: for mask losses, per box a list of flat [x, y, ...] arrays in view pixels; else None.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    size_wh: tuple[int, int]
+    key: int
+    polygons: list[list[np.ndarray]] | None = None
+
+
+def target_of(
+    annotations: Annotations, image: int, geometry: Geometry, key: int, with_polygons: bool
+) -> Target:
+    """The trainable boxes of the image at position `image`, in view pixels, clipped to the view.
+
+    Args:
+        annotations: the split.
+        image: 0-based position.
+        geometry: the view.
+        key: the draw's key for RoI sampling.
+        with_polygons: carry the polygons too.
+
+    Raises:
+        InputError: polygons are asked for and some annotation of the split has none; lists the first ten ids.
+    """
+    lacking = annotations.without_polygons if with_polygons else []
+    if lacking:  # in whatever image: better now than hours later
+        raise InputError(
+            f"{annotations.path}: annotations without polygons: {first_ten(lacking)}",
+            "mask losses need polygons: use detector.type faster-rcnn, or fix the annotations",
+        )
+    span = annotations.of_image(image)
+    rows = np.arange(span.start, span.stop)[annotations.trainable[span]]
+    boxes, _ = geometry.map_boxes(annotations.clipped_boxes[rows])
+    kept = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
+    polygons = [_moved(annotations.polygons(row), geometry) for row in rows[kept]] if with_polygons else None
+    return Target(boxes[kept], annotations.labels[rows[kept]], geometry.size_wh, key, polygons)
+
+
+def _moved(polygons: list[list[float]], geometry: Geometry) -> list[np.ndarray]:
+    """One annotation's polygons in view pixels; parts outside the view stay: mask targets are cut per RoI."""
+    matrix = geometry.homography
+    moved = []
+    for polygon in polygons:
+        xy = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        moved.append((xy @ matrix[:2, :2].T + matrix[:2, 2]).reshape(-1))  # (n, 2) -> (2 n,)
+    return moved

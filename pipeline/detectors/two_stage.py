@@ -1,0 +1,144 @@
+"""A MMDetection two-stage detector in the parts that 2DRCL names: trunk, pyramid, box features, losses.
+
+Shapes: B images, H x W canvas, C2..C5 backbone levels, P2..P6 pyramid levels, M boxes per image, F width of
+the shared box layers.  Trunk and pyramid may run in bf16; boxes, heads and losses always run in float32,
+because a bf16 coordinate is off by pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
+from mmdet.structures.mask import PolygonMasks
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from pipeline.data.targets import Target
+from pipeline.detectors.sampling import set_draw_key
+
+
+class Encoder(nn.Module):
+    """Backbone, neck and shared box layers: what the query branch shares with its detector, and what the
+    momentum branch copies."""
+
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module, roi_extractor: nn.Module, shared_fcs: nn.ModuleList
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.roi_extractor, self.shared_fcs = roi_extractor, shared_fcs
+
+    def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
+        """C2..C5 of (B, 3, H, W); in bf16 when asked for."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return tuple(self.backbone(images))
+
+    def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]:
+        """P2..P6 in float32 from C2..C5."""
+        with torch.autocast(levels[0].device.type, torch.bfloat16, enabled=bf16):
+            pyramid = self.neck(tuple(levels))
+        return tuple(p.float() for p in pyramid)
+
+    def box_features(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """RoIAlign and the detector's own shared layers: (B, M, 4) xyxy -> (B * M, F)."""
+        extractor = self.roi_extractor
+        pooled = extractor(tuple(pyramid)[: extractor.num_inputs], bbox2roi(list(boxes)))
+        features = pooled.flatten(1)  # (B M, 256, 7, 7) -> (B M, 12544)
+        for layer in self.shared_fcs:
+            features = torch.relu(layer(features))
+        return features
+
+
+class TwoStageModel(nn.Module):
+    """The detector with its encoder in view and its losses as one named mapping."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector: Any = detector
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, sharing every parameter with the detector."""
+        detector, head = self.detector, self.detector.roi_head
+        return Encoder(detector.backbone, detector.neck, head.bbox_roi_extractor, head.bbox_head.shared_fcs)
+
+    @property
+    def box_width(self) -> int:
+        """F, the width of the shared box layers."""
+        return int(self.detector.roi_head.bbox_head.shared_fcs[-1].out_features)
+
+    @property
+    def c5_width(self) -> int:
+        """Channels of C5."""
+        return int(self.detector.neck.in_channels[-1])
+
+    def detection_losses(
+        self,
+        pyramid: Sequence[Tensor],
+        targets: Sequence[Target],
+        canvas_wh: tuple[int, int],
+        with_mask: bool,
+    ) -> dict[str, Tensor]:
+        """MMDetection's own losses (RPN and RoI heads) on P2..P6, summed by part.
+
+        Args:
+            pyramid: float32 P2..P6 of the query view.
+            targets: ground truth of each image.
+            canvas_wh: size of the canvas.
+            with_mask: include the mask loss (the detector must have a mask head, the targets polygons).
+
+        Returns:
+            scalars loss_rpn_cls, loss_rpn_bbox, loss_cls..., loss_bbox[, loss_mask].
+        """
+        device = pyramid[0].device
+        samples = [data_sample(t, canvas_wh, device, with_mask) for t in targets]
+        class_agnostic = [data_sample(t, canvas_wh, device, False, agnostic=True) for t in targets]
+        proposal_config = self.detector.train_cfg.rpn_proposal
+        losses, proposals = self.detector.rpn_head.loss_and_predict(
+            tuple(pyramid), class_agnostic, proposal_cfg=proposal_config
+        )
+        losses = dict(losses) | self._roi_losses(tuple(pyramid), proposals, samples, with_mask)
+        return {name: _as_scalar(value) for name, value in losses.items() if "loss" in name}
+
+    def _roi_losses(
+        self, pyramid: tuple[Tensor, ...], proposals: list[Any], samples: list[Any], with_mask: bool
+    ) -> dict[str, Any]:
+        head = self.detector.roi_head
+        if with_mask or not head.with_mask:
+            return head.loss(pyramid, proposals, samples)
+        mask_head, head.mask_head = head.mask_head, None  # mmdet decides by its presence
+        try:
+            return head.loss(pyramid, proposals, samples)
+        finally:
+            head.mask_head = mask_head
+
+
+def _as_scalar(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """mmdet's RPN returns one loss per level."""
+    return value.mean() if isinstance(value, Tensor) else torch.stack([v.mean() for v in value]).sum()
+
+
+def data_sample(
+    target: Target, canvas_wh: tuple[int, int], device: torch.device, with_mask: bool, agnostic: bool = False
+) -> DetDataSample:
+    """MMDetection's form of one target; `agnostic` sets all labels to 0, as its RPN expects."""
+    width, height = target.size_wh
+    labels = torch.from_numpy(target.labels).to(device)
+    instances = InstanceData(
+        bboxes=torch.from_numpy(target.boxes).to(device),
+        labels=torch.zeros_like(labels) if agnostic else labels,
+    )
+    if with_mask:
+        assert target.polygons is not None, "a mask loss needs targets made with polygons"
+        instances.masks = PolygonMasks(target.polygons, height, width)
+    set_draw_key(instances, target.key)
+    shapes = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
+    canvas = (canvas_wh[1], canvas_wh[0])
+    sample = DetDataSample(metainfo={**shapes, "pad_shape": canvas, "batch_input_shape": canvas})
+    sample.gt_instances = instances
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.zeros(0, 4, device=device), labels=torch.zeros(0, dtype=torch.int64, device=device)
+    )
+    return sample

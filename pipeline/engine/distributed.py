@@ -1,0 +1,128 @@
+"""Processes of one run: who am I, sums over all, rows of all.
+
+Every function works without a process group, where there is one process.  gloo serves CPUs, so that
+two-process runs behave and are tested like NCCL's.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import UsageError
+
+TIMEOUT = datetime.timedelta(minutes=5)  # a hung process becomes an error, not a hung night
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among `world`; `device` is where its tensors live."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+
+def join(use_gpu: bool) -> Process:
+    """Join the group that torchrun (or srun with torchrun's variables) started; alone, be the only one.
+
+    Args:
+        use_gpu: one CUDA device per process (NCCL); False means CPU (gloo).
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if use_gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=TIMEOUT)
+    return Process(rank, world, device)
+
+
+def leave() -> None:
+    """End the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, (N, ...) -> (world * N, ...), rank-major; N must be equal everywhere. No gradient."""
+    if world_size() == 1:
+        return rows.detach()
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, without gradient."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_with_gradient(value: Tensor) -> Tensor:
+    """Sum over all processes whose gradient is summed likewise (for batch statistics)."""
+    return value if world_size() == 1 else _SumWithGradient.apply(value)
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any process: the same answer everywhere."""
+    if world_size() == 1:
+        return flag
+    vote = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def share_of(batch_size: int, world: int) -> int:
+    """Images of a global batch per process.
+
+    Raises:
+        UsageError: it does not divide.
+    """
+    if batch_size % world:
+        raise UsageError(
+            f"a global batch of {batch_size} does not divide among {world} processes",
+            f"use a number of processes that divides {batch_size}; the batch decides the result, processes do not",
+        )
+    return batch_size // world

@@ -1,0 +1,111 @@
+"""The hooks every training run has: history, checkpoints, and stopping on a signal."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline.artifacts import disk_errors, write_bytes
+from pipeline.engine.checkpoint import CheckpointFolder
+from pipeline.engine.distributed import any_process, barrier
+from pipeline.engine.loop import Hook, Record, Trainer
+from pipeline.errors import Stopped
+
+
+class History(Hook):
+    """One JSON line per step in `path`.  Comes before `Checkpoints`: a checkpoint's lines are all written.
+
+    A resumed run drops the lines after its checkpoint when it writes its first own one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_continued = False
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        if not trainer.process.is_first:
+            return
+        if not self._is_continued:
+            self._keep(int(record["step"]))
+            self._is_continued = True
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _keep(self, count: int) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        write_bytes(self.path, b"".join([line for line in lines if line.endswith(b"\n")][:count]))
+
+
+class Checkpoints(Hook):
+    """Resume from the newest checkpoint of `folder`, and save one every `seconds` and at the end.
+
+    Time decides, not steps, because a step may take a tenth of a second or ten; the first process decides
+    for all.  `steps` overrides the clock with a fixed interval.
+    """
+
+    def __init__(self, folder: Path, *, seconds: float = 120.0, steps: int | None = None) -> None:
+        self.files, self.seconds, self.steps = CheckpointFolder(folder), seconds, steps
+        self._saved_at = time.monotonic()
+        self.resumed_from: int | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        found = self.files.newest()
+        if found is not None:
+            trainer.restore(found[1])
+            self.resumed_from = found[0]
+        self._saved_at = time.monotonic()
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        if trainer.step == trainer.schedule.total or self._due(trainer.step):
+            self.save(trainer)
+
+    def _due(self, step: int) -> bool:
+        if self.steps is not None:
+            return step % self.steps == 0
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint of this very moment (first process only: the others hold the same state)."""
+        if trainer.process.is_first:
+            self.files.save(trainer.step, trainer.state())
+        self._saved_at = time.monotonic()
+
+
+class StopOnSignal(Hook):
+    """On SIGTERM or SIGINT finish the step, save, and raise Stopped; all processes agree on the step."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self, trainer: Trainer) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        if any_process(self._received is not None, trainer.process.device):
+            self.checkpoints.save(trainer)
+            barrier()  # no process leaves, and takes the group down, before the file is whole
+            stopped = Stopped(
+                f"stopped by a signal after step {trainer.step} of {trainer.schedule.total}",
+                "the same command continues from here",
+            )
+            if self._received == signal.SIGINT:
+                stopped.exit_code = 130
+            raise stopped
+
+    def after_train(self, trainer: Trainer) -> None:
+        self._restore()
+
+    def on_failure(self, trainer: Trainer, problem: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,267 @@
+"""Detections in the COCO results format (predictions.json) as columns, checked once, here.
+
+Every mistake that the official evaluators turn into a plausible or zero AP without a word (wrong ids, NaN
+scores, negative sizes) is an error.  Boxes keep the file's own numbers, x, y, width, height in float64, and
+empty ones stay: official evaluators count them, each in its own way, and a box that went through xyxy and
+back overlaps a little differently.
+
+Shapes: N detections in file order, which breaks ties of equal scores.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from pipeline.artifacts import replacing
+from pipeline.data.annotations import Annotations
+from pipeline.errors import InputError, MismatchedInput, MissingInput, first_ten
+
+RLE = dict[str, Any]  # {"size": [height, width], "counts": compressed text}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Detections on one split.  `images` and `labels` are 0-based positions, never ids."""
+
+    images: np.ndarray  # (N,) int64 positions in Annotations.image_ids
+    labels: np.ndarray  # (N,) int64 positions in Annotations.category_ids
+    boxes_xywh: np.ndarray  # (N, 4) float64, as in the file
+    scores: np.ndarray  # (N,) float64
+    masks: list[RLE] | None = None  # N run-length encoded masks of the whole image
+
+    @classmethod
+    def from_xyxy(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        masks: list[RLE] | None = None,
+    ) -> "Predictions":
+        """Columns from a detector's output: `boxes` is (N, 4) xyxy in pixels, any float type."""
+        corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        return cls(
+            images=np.asarray(images, dtype=np.int64),
+            labels=np.asarray(labels, dtype=np.int64),
+            boxes_xywh=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+            scores=np.asarray(scores, dtype=np.float64),
+            masks=masks,
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @functools.cached_property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float64 xyxy."""
+        return np.concatenate(
+            [self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1
+        )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every detection carries a mask."""
+        return self.masks is not None
+
+    @property
+    def is_empty_box(self) -> np.ndarray:
+        """(N,) bool: no width or no height."""
+        return np.any(self.boxes_xywh[:, 2:] <= 0, axis=1)
+
+    def take(self, rows: np.ndarray) -> "Predictions":
+        """The detections at positions `rows`, in that order."""
+        masks = None if self.masks is None else [self.masks[i] for i in rows]
+        return Predictions(
+            self.images[rows], self.labels[rows], self.boxes_xywh[rows], self.scores[rows], masks
+        )
+
+    def remarks(self, annotations: Annotations) -> list[str]:
+        """What a reader of the scores should know, one sentence each, for the log."""
+        empty = int(self.is_empty_box.sum())
+        said = [
+            (not len(self), "no detections: every AP is 0"),
+            (empty > 0, f"{empty} boxes have no area: the LVIS protocol and the error types leave them out"),
+            (
+                self._looks_like_xyxy(annotations),
+                "the boxes look like x1, y1, x2, y2, not x, y, width, height",
+            ),
+        ]
+        return [sentence for applies, sentence in said if applies]
+
+    def _looks_like_xyxy(self, annotations: Annotations) -> bool:
+        """All boxes are good xyxy boxes of their images, but most leave them when read as xywh."""
+        xy, wh = self.boxes_xywh[:, :2], self.boxes_xywh[:, 2:]
+        limits = annotations.sizes_wh[self.images]
+        good_as_corners = (wh >= xy).all() and (wh <= limits + 1).all()
+        return bool(len(self) and good_as_corners and (xy + wh > limits + 1).any(axis=1).mean() > 0.5)
+
+
+def score_rank(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) 0-based rank of each detection in its group, by score descending, ties in file order.
+
+    Args:
+        groups: (N,) int64, e.g. the image or the label of each detection.
+        scores: (N,) float64.
+    """
+    order = np.lexsort((-scores, groups))  # stable
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    rank = np.empty(len(scores), dtype=np.int64)
+    rank[order] = np.arange(len(scores)) - np.repeat(starts, sizes)
+    return rank
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> RLE:
+    """Polygons, counts or compressed counts of one object as {"size", "counts"} with compressed counts.
+
+    Raises:
+        ValueError: it is none of these, or made for an image of another size.
+    """
+    try:
+        if isinstance(segmentation, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            rle = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            rle = segmentation
+        counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+        size = [int(side) for side in rle["size"]]
+    except Exception as problem:  # pycocotools raises bare Exception
+        raise ValueError(f"not polygons, counts or compressed counts: {problem!r}") from None
+    if size != [height, width]:
+        raise ValueError(f"size {size} is not the image's height and width {[height, width]}")
+    return {"size": size, "counts": counts}
+
+
+def read_predictions(path: Path, annotations: Annotations) -> Predictions:
+    """Read and check a COCO results json: a list of {image_id, category_id, score, bbox, segmentation}.
+
+    `bbox` (x, y, width, height in pixels) may be left out where there is a `segmentation` (RLE or polygons),
+    and the other way round; an empty list is a valid result.
+
+    Raises:
+        MissingInput: no such file.
+        MismatchedInput: an image or category that the annotations do not know.
+        InputError: not a JSON list of records, a key is missing, a number is not finite, a size is negative,
+            some records have masks and others none; lists the first ten positions in the file.
+    """
+    records = _load(path)
+    image_ids = _whole_numbers(records, "image_id", path)
+    category_ids = _whole_numbers(records, "category_id", path)
+    images = _positions(image_ids, annotations.image_ids, "image_id", path)
+    labels = _positions(category_ids, annotations.category_ids, "category_id", path)
+    scores = _scores(records, path)
+    masks = _masks(records, images, annotations, path)
+    return Predictions(images, labels, _boxes(records, masks, path), scores, masks)
+
+
+def write_predictions(path: Path, annotations: Annotations, predictions: Predictions) -> None:
+    """Write the COCO results format, one record a line, every number in full precision."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for row in range(len(predictions)):
+            record = {
+                "image_id": int(annotations.image_ids[predictions.images[row]]),
+                "category_id": int(annotations.category_ids[predictions.labels[row]]),
+                "bbox": predictions.boxes_xywh[row].tolist(),
+                "score": float(predictions.scores[row]),
+            }
+            if predictions.masks is not None:
+                record["segmentation"] = predictions.masks[row]
+            file.write((",\n" if row else "\n") + json.dumps(record, allow_nan=False))
+        file.write("\n]\n")
+
+
+def _load(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingInput(f"predictions {path} do not exist", "check --predictions") from None
+    except IsADirectoryError:
+        raise InputError(f"predictions {path} is a folder, not a json file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path} is not valid JSON: {problem}", "was the file written to its end?") from None
+    hint = "the COCO results format is a list of {image_id, category_id, bbox, score}"
+    if not isinstance(content, list):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a list of detections", hint)
+    _refuse([not isinstance(record, dict) for record in content], "is not a record with keys", path, hint)
+    return content
+
+
+def _refuse(bad: Any, what: str, path: Path, hint: str = "") -> None:
+    """Raise InputError when any of (N,) `bad` holds, naming the first ten positions."""
+    positions = np.flatnonzero(bad).tolist()
+    if positions:
+        raise InputError(f"{path}: {what} in detections {first_ten(positions)} (counted from 0)", hint)
+
+
+def _whole_numbers(records: list[dict[str, Any]], key: str, path: Path) -> np.ndarray:
+    _refuse([key not in r for r in records], f"{key} is missing", path)
+    _refuse(
+        [type(r[key]) is not int or abs(r[key]) >= 2**63 for r in records],
+        f"{key} is not a whole number",
+        path,
+    )
+    return np.array([r[key] for r in records], dtype=np.int64)
+
+
+def _positions(ids: np.ndarray, known: np.ndarray, key: str, path: Path) -> np.ndarray:
+    """(N,) position of each id in `known`."""
+    order = np.argsort(known, kind="stable")
+    found = order[np.searchsorted(known[order], ids).clip(max=len(known) - 1)]
+    unknown = np.unique(ids[known[found] != ids]).tolist()
+    if unknown:
+        zero_based = key == "category_id" and ids.min() >= 0 and ids.max() < len(known)
+        hint = f"the file names {len(known)} ids from {known.min()} to {known.max()}"
+        hint += "; yours look like 0-based positions, write the ids instead" if zero_based else ""
+        raise MismatchedInput(f"{path}: {key} {first_ten(unknown)} not in the annotations", hint)
+    return found.astype(np.int64)
+
+
+def _scores(records: list[dict[str, Any]], path: Path) -> np.ndarray:
+    _refuse(["score" not in r for r in records], "score is missing", path)
+    _refuse([type(r["score"]) not in (int, float) for r in records], "score is not a number", path)
+    scores = np.array([r["score"] for r in records], dtype=np.float64)
+    _refuse(~np.isfinite(scores), "score is NaN or infinite", path)
+    return scores
+
+
+def _masks(
+    records: list[dict[str, Any]], images: np.ndarray, annotations: Annotations, path: Path
+) -> list[RLE] | None:
+    absent = [not r.get("segmentation") for r in records]
+    if all(absent):
+        return None
+    _refuse(absent, "segmentation is missing, others have one", path)
+    masks = []
+    for number, (record, image) in enumerate(zip(records, images, strict=True)):
+        width, height = annotations.sizes_wh[image].tolist()
+        try:
+            masks.append(to_rle(record["segmentation"], height, width))
+        except ValueError as problem:
+            raise InputError(
+                f"{path}: segmentation of detection {number} (counted from 0): {problem}"
+            ) from None
+    return masks
+
+
+def _boxes(records: list[dict[str, Any]], masks: list[RLE] | None, path: Path) -> np.ndarray:
+    """(N, 4) float64 xywh; a record without a box gets the bounds of its mask, as pycocotools does."""
+    boxes = [r.get("bbox") or None for r in records]
+    if masks is not None:
+        boxes = [coco_mask.toBbox(m).tolist() if b is None else b for b, m in zip(boxes, masks, strict=True)]
+    _refuse([b is None for b in boxes], "bbox is missing", path)
+    _refuse([not _is_quadruple(b) for b in boxes], "bbox is not four numbers", path)
+    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    _refuse(~np.isfinite(xywh).all(axis=1), "bbox is NaN or infinite", path)
+    hint = "bbox is x, y, width, height, not x1, y1, x2, y2"
+    _refuse((xywh[:, 2:] < 0).any(axis=1), "bbox has a negative size", path, hint)
+    return xywh
+
+
+def _is_quadruple(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)

@@ -1,0 +1,18 @@
+"""Fine-tuning with long-tailed losses.  `custom_imports=['pipeline.finetune']` in any mmdet config registers
+every loss of the table under the scope `twodrcl`, e.g. `loss_cls=dict(type='twodrcl.ECMLoss', ...)`.
+"""
+
+import importlib
+
+from pipeline.detectors.registry import MODELS
+from pipeline.finetune.methods import METHODS
+
+
+def _register_losses() -> None:
+    for path in sorted({method.loss for method in METHODS.values()}):
+        module, _, name = path.rpartition(".")
+        if module:  # mmdet's own losses are named without one
+            MODELS.register_module(module=getattr(importlib.import_module(module), name))
+
+
+_register_losses()

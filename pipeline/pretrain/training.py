@@ -1,0 +1,201 @@
+"""From settings and files to a running pre-training, and from its last checkpoint to a detector."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pipeline.data.annotations import Annotations, read_annotations
+from pipeline.data.loading import BatchSource
+from pipeline.detectors.build import build_model, model_config
+from pipeline.detectors.publish import publish_detector
+from pipeline.detectors.settings import DetectorSettings
+from pipeline.detectors.two_stage import TwoStageModel
+from pipeline.detectors.weights import LoadReport, clone_state, load_initial
+from pipeline.engine.determinism import seeded
+from pipeline.engine.distributed import Process, share_of
+from pipeline.engine.loop import Hook, Trainer
+from pipeline.engine.optimizer import sgd
+from pipeline.engine.schedule import Schedule
+from pipeline.errors import UsageError
+from pipeline.pretrain.model import TwoDRCL
+from pipeline.pretrain.settings import PretrainSettings, resolve_queue
+from pipeline.pretrain.views import PretrainDataset, to_batch
+from pipeline.proposals.store import ProposalStore
+from pipeline.settings import setting
+from pipeline.stats.frequencies import categories_of_images
+from pipeline.stats.repeat_factors import alphas
+from pipeline.stats.sampler import EpochSampler, build_sampler
+from pipeline.stats.settings import StatsSettings, resolve_threshold
+from pipeline.stats.tables import read_categories
+
+DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector is a TwoStageModel, whose detector is mmdet's
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """All that decides a pre-training run; plain data, so that it can travel to other processes."""
+
+    annotations: Path = setting(why="json of the training split")
+    images: Path = setting(why="its image folder")
+    proposals: Path = setting(why="folder of the proposals stage")
+    stats: Path = setting(why="folder of the stats stage")
+    work: Path = setting(why="scratch folder of this run")
+    seed: int = setting(why="of every draw")
+    detector: DetectorSettings = setting(DetectorSettings)
+    pretrain: PretrainSettings = setting(PretrainSettings)
+    sampling: StatsSettings = setting(StatsSettings)
+    init: str | None = setting(None, "initial weights")
+    allow_partial: tuple[str, ...] = setting((), "parts the initial weights may lack")
+
+
+class PretrainPlan:
+    """What follows from a job without building a network."""
+
+    def __init__(self, job: PretrainJob) -> None:
+        self.job = job
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """The training split."""
+        return read_annotations(self.job.annotations)
+
+    @cached_property
+    def sampler(self) -> EpochSampler:
+        """Which images every epoch draws (eq. 4 for `drb`)."""
+        settings, sampling = self.job.pretrain, self.job.sampling
+        frequencies = read_categories(self.job.stats / "categories.parquet")
+        sizes = self.annotations.sizes_wh
+        return build_sampler(
+            settings.sampler,
+            frequencies,
+            categories_of_images(self.annotations),
+            settings.epochs,
+            resolve_threshold(sampling.threshold, frequencies.num_images),
+            settings.batch_size,
+            self.job.seed,
+            is_portrait=sizes[:, 1] > sizes[:, 0],
+            rounding=sampling.rounding,
+            first_epoch=sampling.first_epoch,
+        )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Learning rate over the growing epochs."""
+        settings = self.job.pretrain
+        return Schedule(
+            tuple(int(n) for n in self.sampler.lengths()),
+            settings.milestones,
+            settings.lr,
+            settings.warmup_steps,
+        )
+
+    @property
+    def images_drawn(self) -> int:
+        """Draws of the whole run: what a fair comparison must equal."""
+        return self.schedule.total * self.job.pretrain.batch_size
+
+    @cached_property
+    def queues(self) -> tuple[int, int]:
+        """Lengths of the holistic and the local queue."""
+        contrast = self.job.pretrain.contrast
+        per_epoch = self.images_drawn // self.job.pretrain.epochs
+        return resolve_queue(contrast.queue, per_epoch), resolve_queue(contrast.local_queue, per_epoch * contrast.boxes)
+
+    def warnings(self) -> list[str]:
+        """Settings that leave part of the method without effect on this data."""
+        found = []
+        if self.job.pretrain.sampler != "random" and self.sampler.all_ones:
+            found.append(
+                "every repeat factor is 1: rebalancing has no effect; raise stats.threshold, or set it to auto"
+            )
+        boxes = self.job.pretrain.contrast.boxes
+        for name, size, keys in zip(
+            ("contrast.queue", "contrast.local_queue"),
+            self.queues,
+            (self.images_drawn, self.images_drawn * boxes),
+            strict=True,
+        ):
+            if keys < size:
+                found.append(f"{name} holds {size} keys, but the whole run makes {keys}: it never fills; set it to auto")
+        if self.job.init is None and self.job.detector.norm == "frozen-bn":
+            found.append(
+                "no initial weights, and batch norm is frozen at its empty statistics: give --init, or set detector.norm: gn"
+            )
+        return found
+
+    def model_config(self) -> dict[str, Any]:
+        """MMDetection's config of the detector."""
+        return model_config(self.job.detector, len(self.annotations.category_ids))
+
+
+def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
+    """The detector with its initial weights, and the account of them."""
+    job = plan.job
+    detector = build_model(plan.model_config(), job.seed)
+    report = load_initial(
+        detector,
+        Path(job.init) if job.init else None,
+        classes=plan.annotations.category_names,
+        drop={},
+        allow_partial=job.allow_partial,
+    )
+    if not job.pretrain.mask_loss and hasattr(detector.roi_head, "mask_head"):
+        detector.roi_head.mask_head.requires_grad_(False)
+    return detector, report
+
+
+def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
+    """The whole run, ready to train.
+
+    Raises:
+        UsageError: the batch does not divide among the processes.
+        InputError and its children: something is wrong with the inputs.
+    """
+    job, settings = plan.job, plan.job.pretrain
+    share_of(settings.batch_size, process.world)
+    if settings.mask_loss and job.detector.type != "mask-rcnn":
+        raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
+    detector, _ = build_detector(plan)
+    store = ProposalStore.open(job.proposals, plan.annotations.digest, job.work.parent / "proposal-cache")
+    with seeded(job.seed + 1):  # projectors, predictors, generator
+        model = TwoDRCL(TwoStageModel(detector), settings, plan.queues, partial(to_batch, device=process.device))
+    model.to(process.device).train()
+    alpha = alphas(settings.epochs, job.sampling.first_epoch)
+    source = BatchSource(
+        PretrainDataset(plan.annotations, job.images, store, settings, job.seed),
+        plan.sampler,
+        plan.schedule,
+        plan.annotations.sizes_wh,
+        settings.views.short_sides,
+        settings.views.long_side,
+        process=process,
+        workers=workers,
+    )
+    return Trainer(
+        model,
+        sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
+        plan.schedule,
+        source,
+        images_per_step=settings.batch_size,
+        process=process,
+        clip_norm=settings.clip_norm,
+        hooks=hooks,
+        describe=lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])},
+    )
+
+
+def publish(plan: PretrainPlan, state: dict[str, Any], folder: Path) -> None:
+    """Write detector.pth and config.py from the last checkpoint's model state."""
+    views = plan.job.pretrain.views
+    publish_detector(
+        folder,
+        clone_state(state, DETECTOR_PREFIX),
+        plan.model_config(),
+        plan.annotations.category_names,
+        (views.long_side, max(views.short_sides)),
+        {"stage": "pretrain", "images_drawn": plan.images_drawn, "classifier": "softmax"},
+    )

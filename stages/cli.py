@@ -1,0 +1,371 @@
+"""The command line: `2drcl COMMAND`.  Parses, calls one stage, turns errors into one line and an exit code.
+
+Nothing heavy is imported here: `2drcl --help` answers in half a second.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import __version__
+from pipeline.errors import TwoDRCLError, UsageError
+
+PIPELINE, TOOLS = "Pipeline, in order", "Tools"
+EPILOG = (
+    "Exit codes: 0 done or up to date; 1 a bug; 2 usage or settings; 3 missing, broken or mismatching input; "
+    "4 environment; 5 training diverged; 75 stopped by a signal, run again to continue; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="2drcl",
+    help="Long-tailed detection pre-training (2DRCL), from annotations to tail AP.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+ParamsPath = Annotated[Path | None, typer.Option("--params", help="Settings; default: params.yaml here.")]
+Annotations = Annotated[
+    Path | None, typer.Option("--annotations", help="COCO or LVIS json; default: data in params.yaml.")
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Image folder of --annotations; default: beside it.")]
+Proposals = Annotated[Path | None, typer.Option("--proposals", help="Folder written by `2drcl proposals`.")]
+Stats = Annotated[Path | None, typer.Option("--stats", help="Folder written by `2drcl stats`.")]
+Init = Annotated[Path | None, typer.Option("--init", help="Weights that training starts from.")]
+AllowPartial = Annotated[
+    list[str] | None, typer.Option("--allow-partial", help="A part that --init may lack, e.g. layer4. Repeatable.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the product; default: artifacts/STAGE/RUN.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", min=0, help="GPUs; 0 is the CPU; default: as many as divide the batch.", rich_help_panel="Machine"),
+]
+Procs = Annotated[int, typer.Option("--procs", min=1, help="CPU processes.", rich_help_panel="Machine")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Loader processes per process.", rich_help_panel="Machine")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every draw; default: params.yaml.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the product and unfinished work.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in JSON; do nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Run = Annotated[str | None, typer.Option("--run", help="One entry of finetune.runs; default: all.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """Long-tailed detection pre-training (2DRCL), from annotations to tail AP."""
+
+
+def _order(stage: str, out: Path | None, params: Path | None, seed: int | None, **options: Any) -> Any:
+    """The options that every stage has, as `stages.common.Order`."""
+    from stages.common import Order, default_out, refuse_under_dvc
+    from stages.machine import Machine
+    from stages.params import ARTIFACTS, load
+
+    refuse_under_dvc(seed=seed)
+    loaded = load(params, {} if seed is None else {"seed": seed})
+    place = out or (ARTIFACTS / "sample" if stage == "sample" else default_out(stage))
+    machine = Machine(options.pop("gpus", None), options.pop("procs", 1), options.pop("workers", None))
+    return Order(loaded, place, machine, **options)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def sample(
+    params: ParamsPath = None,
+    out: Out = None,
+    seed: Seed = None,
+    no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Write only the json files.")] = False,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Render a small long-tailed data set: images, COCO json, LVIS json."""
+    from stages import sample as stage
+
+    stage.run(_order("sample", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json), pixels=not no_pixels)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def proposals(
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    images: Images = None,
+    out: Out = None,
+    allow_partial: AllowPartial = None,
+    gpus: Gpus = None,
+    procs: Procs = 1,
+    workers: Workers = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Annotations and images -> OLN, and its class-agnostic boxes of every image in Parquet."""
+    from stages.common import split_of
+
+    order = _order(
+        "proposals", out, params, seed,
+        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+    )  # fmt: skip
+    order.machine.check()
+    split = split_of(order.params, "train", annotations, images)
+    from stages import proposals as stage
+
+    stage.run(order, split, tuple(allow_partial or ()))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def stats(
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    proposals: Proposals = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Annotations (and proposals) -> category frequencies and repeat factors, with figures."""
+    from stages import stats as stage
+    from stages.common import default_out, split_of
+
+    order = _order("stats", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json)
+    if proposals is None and annotations is None:
+        found = default_out("proposals")
+        proposals = found if (found / "manifest.json").exists() else None
+    epochs = order.params.section("pretrain").epochs
+    stage.run(order, split_of(order.params, "train", annotations, None), proposals, epochs)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def pretrain(
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    images: Images = None,
+    proposals: Proposals = None,
+    stats: Stats = None,
+    init: Init = None,
+    allow_partial: AllowPartial = None,
+    out: Out = None,
+    gpus: Gpus = None,
+    procs: Procs = 1,
+    workers: Workers = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Images, proposals, stats -> a whole detector pre-trained with 2DRCL."""
+    from stages.common import default_out, refuse_under_dvc, split_of
+
+    refuse_under_dvc(init=init)
+    order = _order(
+        "pretrain", out, params, seed,
+        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+    )  # fmt: skip
+    order.machine.check()
+    split = split_of(order.params, "train", annotations, images)
+    from stages import pretrain as stage
+
+    found = proposals or default_out("proposals"), stats or default_out("stats")
+    stage.run(order, split, *found, init, tuple(allow_partial or ()))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def finetune(
+    method: Annotated[str | None, typer.Option("--method", help="A long-tailed method; `2drcl methods` lists them.")] = None,
+    run: Run = None,
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    images: Images = None,
+    stats: Stats = None,
+    init: Init = None,
+    allow_partial: AllowPartial = None,
+    out: Out = None,
+    gpus: Gpus = None,
+    procs: Procs = 1,
+    workers: Workers = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """A pre-trained detector -> one fine-tuned with a long-tailed method; without options: every run of params.yaml."""
+    import dataclasses
+
+    from stages.common import default_out, refuse_under_dvc, split_of
+
+    refuse_under_dvc(init=init, method=method)
+    order = _order(
+        "finetune", out, params, seed,
+        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+    )  # fmt: skip
+    order.machine.check()
+    split = split_of(order.params, "train", annotations, images)
+    from stages import finetune as stage
+
+    runs = stage.chosen_runs(order.params.section("finetune"), method, run)
+    if out is not None and len(runs) > 1:
+        raise UsageError(f"--out with {len(runs)} runs: {', '.join(runs)}", "choose one with --run or --method")
+    for name, entry in runs.items():
+        entry = dataclasses.replace(entry, init=str(init)) if init else entry
+        place = dataclasses.replace(order, out=out or default_out("finetune", name))
+        stage.run(
+            place, split, stats or default_out("stats"), name, entry, default_out("pretrain"), tuple(allow_partial or ())
+        )
+
+
+@app.command(rich_help_panel=PIPELINE)
+def evaluate(
+    weights: Annotated[Path | None, typer.Option("--weights", help="A detector.pth with its config.py beside it.")] = None,
+    predictions: Annotated[Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")] = None,
+    run: Run = None,
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    images: Images = None,
+    stats: Stats = None,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="lvis or coco; default: what the json is.")] = None,
+    out: Out = None,
+    gpus: Gpus = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Weights or predictions -> predictions.json and metrics.json."""
+    import dataclasses
+
+    from stages.common import split_of
+
+    if weights and predictions:
+        raise UsageError("--weights and --predictions exclude each other")
+    order = _order("evaluate", out, params, seed, gpus=gpus, fresh=fresh, dry_run=dry_run, as_json=json)
+    order.machine.check()
+    if protocol is not None:
+        changed = {**dict(order.params.content.get("evaluate") or {}), "protocol": protocol}
+        order = dataclasses.replace(
+            order, params=dataclasses.replace(order.params, content={**order.params.content, "evaluate": changed})
+        )
+    order.params.section("evaluate")
+    split = split_of(order.params, "val", annotations, images)
+    from stages import evaluate as stage
+
+    for name, found in _sources(order, weights, predictions, run, ("finetune", "detector.pth")).items():
+        place = dataclasses.replace(order, out=out or _default(stage="evaluate", run=name))
+        stage.run(
+            place, split, weights=None if predictions else found, predictions=predictions, stats=stats
+        )
+
+
+@app.command(rich_help_panel=PIPELINE)
+def analyze(
+    predictions: Annotated[Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")] = None,
+    run: Run = None,
+    params: ParamsPath = None,
+    annotations: Annotations = None,
+    stats: Stats = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Predictions -> errors.json and the paper's pies, by frequency group."""
+    import dataclasses
+
+    from stages.common import split_of
+
+    order = _order("analyze", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json)
+    split = split_of(order.params, "val", annotations, None)
+    from stages import analyze as stage
+
+    for name, found in _sources(order, None, predictions, run, ("evaluate", "predictions.json")).items():
+        place = dataclasses.replace(order, out=out or _default(stage="analyze", run=name))
+        stage.run(place, split, found, stats)
+
+
+def _sources(
+    order: Any, weights: Path | None, predictions: Path | None, run: str | None, made_by: tuple[str, str]
+) -> dict[str, Path]:
+    """What to look at, by run name: the file that was named, or the runs' own products."""
+    from stages.common import DEFAULT_RUN, default_out
+
+    given = predictions or weights
+    if given is not None:
+        return {run or DEFAULT_RUN: given}
+    runs = [run] if run else list(order.params.section("finetune").runs)
+    if not runs:
+        raise UsageError("nothing to look at: finetune.runs is empty", "name a file: --weights or --predictions")
+    stage, name = made_by
+    return {r: default_out(stage, r) / name for r in runs}
+
+
+def _default(stage: str, run: str) -> Path:
+    from stages.common import default_out
+
+    return default_out(stage, run)
+
+
+@app.command(rich_help_panel=TOOLS)
+def methods(name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, json: Json = False) -> None:
+    """The long-tailed methods that `finetune --method` knows."""
+    from stages import methods as stage
+
+    stage.run(name, json)
+
+
+@app.command(name="compare", rich_help_panel=TOOLS)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders written by `2drcl evaluate`.")],
+    json: Json = False,
+) -> None:
+    """Metrics of several evaluations in one table, with the images each was trained on."""
+    from stages import compare as stage
+
+    stage.run(runs, json)
+
+
+@app.command(name="show-config", rich_help_panel=TOOLS)
+def show_config(params: ParamsPath = None, json: Json = False) -> None:
+    """Every setting with its value, and why its default is what it is."""
+    from stages import show_config as stage
+    from stages.params import load
+
+    stage.run(load(params), json)
+
+
+@app.command(rich_help_panel=TOOLS)
+def doctor(json: Json = False) -> None:
+    """What works on this machine, and what to do about what does not."""
+    from stages import doctor as stage
+
+    raise typer.Exit(stage.run(json))
+
+
+def main() -> None:
+    """Entry of the `2drcl` script: errors become one line, a hint, and their exit code."""
+    try:
+        app()
+    except TwoDRCLError as problem:
+        sys.stderr.write(f"error: {problem.message}\n")
+        if problem.hint:
+            sys.stderr.write(f"hint:  {problem.hint}\n")
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing half-written was left; the same command starts or continues\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What every stage shares: its options, and the way a product comes about."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.data.settings import DataSettings, Split
+from pipeline.errors import UsageError
+from stages.console import Stopwatch, data, say
+from stages.machine import Machine, is_first
+from stages.params import ARTIFACTS, Params
+
+DEFAULT_RUN = "default"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One command's options.
+
+    Args:
+        params: settings.
+        out: folder of the product.
+        machine: where to run.
+        fresh: discard an earlier product and unfinished work.
+        dry_run: say what would be done, and do nothing.
+        as_json: answer in JSON.
+    """
+
+    params: Params
+    out: Path
+    machine: Machine = Machine()
+    fresh: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def make(order: Order, manifest: Mapping[str, Any], produce: Callable[[Path], None]) -> bool:
+    """Make the product unless it is already there, whole or not at all.
+
+    Args:
+        order: the command.
+        manifest: of `artifacts.manifest`; its fingerprint decides whether the product is current.
+        produce: writes the product's files into a folder.
+
+    Returns:
+        whether anything was made.
+    """
+    stage, out = str(manifest["stage"]), order.out
+    current = artifacts.is_current(out, stage, str(manifest["fingerprint"])) and not order.fresh
+    if order.dry_run:
+        answer = {"stage": stage, "out": str(out), "up_to_date": current, **manifest}
+        data(answer, True, [])
+        return False
+    if current:
+        say(f"{stage}: {out} is up to date")
+        return False
+    watch = Stopwatch()
+    if is_first():
+        with artifacts.publishing(out, stage) as folder:
+            produce(folder)
+            artifacts.write_json(folder / artifacts.MANIFEST, manifest)
+        watch.write(out)
+        say(f"{stage}: wrote {out} in {watch.seconds:.0f} s")
+    return True
+
+
+def answer(order: Order) -> None:
+    """The command's answer on stdout: where the product is."""
+    if not order.dry_run and is_first():
+        data({"out": str(order.out)}, order.as_json, [str(order.out)])
+
+
+def default_out(stage: str, run: str = DEFAULT_RUN) -> Path:
+    """artifacts/STAGE/RUN."""
+    if not run or run != run.lower() or not all(c.isalnum() or c == "-" for c in run):
+        raise UsageError(f"run name {run!r} must be lower-case letters, digits and hyphens")
+    return ARTIFACTS / stage / run
+
+
+def split_of(params: Params, which: str, annotations: Path | None, images: Path | None) -> Split:
+    """`data.train` or `data.val`, or the files named on the command line.
+
+    With --annotations alone, images are looked for beside the json.
+    """
+    if annotations is not None:
+        return Split(annotations, images or annotations.parent)
+    split: Split = getattr(params.section("data"), which)
+    return split if images is None else Split(split.annotations, images)
+
+
+def check_splits(train: Split, data_settings: DataSettings) -> None:
+    """Refuse missing images, and validation images inside the training set, before anything long starts."""
+    from pipeline.data.annotations import read_annotations
+    from pipeline.data.images import check_files
+    from pipeline.data.settings import refuse_overlap
+
+    annotations = read_annotations(train.annotations)
+    for remark in annotations.remarks():
+        say(remark)
+    check_files(train.images, annotations.file_names)
+    val = data_settings.val
+    if val.annotations.exists() and val.annotations != train.annotations:
+        refuse_overlap(annotations, train.images, read_annotations(val.annotations), val.images)
+
+
+def refuse_under_dvc(**given: Any) -> None:
+    """Science comes from params.yaml alone under DVC: dvc.lock would not know of an override.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if "DVC_STAGE" in os.environ:
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"--{name} changes the science behind DVC's back", "set it in params.yaml")
+
+
+def folder_digest(folder: Path, stage: str) -> str:
+    """Digest of a stage's product: its manifest's fingerprint."""
+    return str(artifacts.read_manifest(folder, stage)["fingerprint"])
+
+
+def discard(order: Order, work: Path) -> None:
+    """--fresh: forget unfinished work."""
+    if order.fresh and not order.dry_run and is_first():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def history_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

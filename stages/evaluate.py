@@ -1,0 +1,150 @@
+"""`2drcl evaluate`: weights or predictions -> predictions.json, metrics.json."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import artifacts
+from pipeline.data.annotations import Annotations, read_annotations
+from pipeline.data.images import check_files
+from pipeline.data.settings import Split
+from pipeline.errors import MismatchedInput
+from pipeline.evaluation.figures import metrics_figure
+from pipeline.evaluation.metrics import Scores, score
+from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
+from pipeline.settings import to_plain
+from stages.common import Order, answer, make
+from stages.console import data, track, warn
+
+
+def run(
+    order: Order, split: Split, *, weights: Path | None, predictions: Path | None, stats: Path | None
+) -> dict[str, float | None]:
+    """Score a detector, or anybody's predictions, on a split.
+
+    Args:
+        order: options.
+        split: annotations and images to score on.
+        weights: a detector.pth with its config.py; or
+        predictions: a file in COCO's results format.
+        stats: folder of the stats stage of the *training* split, for frequency groups when the annotations
+            carry none.
+
+    Returns:
+        metrics.json.
+    """
+    settings = order.params.section("evaluate")
+    source = predictions or weights
+    assert source is not None
+    annotations = read_annotations(split.annotations)
+    inputs = {"annotations": annotations.digest, "source": artifacts.file_digest(source)}
+    frequency = frequency_letters(annotations, stats)
+    plain = {"evaluate": to_plain(settings), "frequency": frequency}
+    manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed)
+
+    def produce(folder: Path) -> None:
+        if predictions is not None:
+            found = read_predictions(predictions, annotations)
+        else:
+            found = _detect(order, annotations, split, source)
+        for remark in found.remarks(annotations):
+            warn(remark)
+        write_predictions(folder / "predictions.json", annotations, found)
+        found = read_predictions(folder / "predictions.json", annotations)  # score what everybody can read
+        scores = score(annotations, found, settings, frequency)
+        artifacts.write_json(folder / "metrics.json", scores.metrics)
+        (folder / "figures").mkdir()
+        metrics_figure({order.out.name: scores.metrics}, folder / "figures" / "metrics.png")
+        _write_per_category(folder / "figures" / "per_category.csv", annotations, scores)
+
+    make(order, manifest, produce)
+    if order.dry_run:
+        return {}
+    metrics: dict[str, float | None] = _read_json(order.out / "metrics.json")
+    data(metrics, order.as_json, (f"{name:12s} {_show(value)}" for name, value in metrics.items()))
+    if not order.as_json:
+        answer(order)
+    return metrics
+
+
+def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str] | None:
+    """r, c, f of each category: the annotations' own, else those of the training split's stats.
+
+    Raises:
+        MismatchedInput: the stats know other categories.
+    """
+    if stats is None:
+        return annotations.frequency
+    from pipeline.stats.tables import read_categories
+
+    found = read_categories(stats / "categories.parquet")
+    if not np.array_equal(found.category_id, annotations.category_ids):
+        raise MismatchedInput(f"{stats} has other categories than {annotations.path}", "give the stats of its train split")
+    return list(found.frequency)
+
+
+def _detect(order: Order, annotations: Annotations, split: Split, weights: Path | None) -> Predictions:
+    """Run the detector over the split."""
+    import torch
+
+    import pipeline.finetune  # registers the methods' losses, which decide how logits become scores
+    from pipeline.detectors.inference import detect
+    from pipeline.detectors.publish import load_published
+
+    order.machine.check()
+    check_files(split.images, annotations.file_names)
+    assert weights is not None and pipeline.finetune
+    model, classes, test_wh = load_published(weights)
+    if classes != annotations.category_names:
+        raise MismatchedInput(
+            f"{weights} knows {len(classes)} categories ({', '.join(classes[:3])}, ...), "
+            f"{annotations.path} has {len(annotations.category_ids)} ({', '.join(annotations.category_names[:3])}, ...)",
+            "evaluate on annotations with the categories of training, in the same order",
+        )
+    use_gpu = order.machine.processes(1)[1]
+    device = torch.device("cuda" if use_gpu else "cpu")
+    found = detect(model.to(device), annotations, split.images, test_wh, device)
+    return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
+
+
+def _as_columns(found: Iterator[Any]) -> Predictions:
+    """Detections of all images as one set of columns."""
+    images, labels, boxes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros(0)]
+    masks: list[Any] = []
+    with_masks = False
+    for one in found:
+        images.append(np.full(len(one.scores), one.image))
+        labels.append(one.labels)
+        boxes.append(one.boxes.astype(np.float64))
+        scores.append(one.scores.astype(np.float64))
+        if one.masks is not None:
+            with_masks = True
+            masks.extend(one.masks)
+    columns = (np.concatenate(c) for c in (images, labels, boxes, scores))
+    return Predictions.from_xyxy(*columns, masks=masks if with_masks else None)
+
+
+def _write_per_category(path: Path, annotations: Annotations, scores: Scores) -> None:
+    """One row per category: the question every user asks."""
+    names = dict(zip((int(i) for i in annotations.category_ids), annotations.category_names, strict=True))
+    letters = annotations.frequency or [""] * len(names)
+    keys = sorted({key for row in scores.per_category.values() for key in row})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["category_id", "name", "frequency", *keys])
+        for (number, name), letter in zip(names.items(), letters, strict=True):
+            row = scores.per_category.get(number, {})
+            writer.writerow([number, name, letter, *("" if row.get(k) is None else repr(row[k]) for k in keys)])
+
+
+def _read_json(path: Path) -> Any:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _show(value: float | None) -> str:
+    return "n/a (no category)" if value is None else f"{value:.2f}"

@@ -1,0 +1,123 @@
+"""`2drcl finetune --method ecm`: a pre-trained detector -> detector.pth, trained with a long-tailed method."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.data.settings import Split
+from pipeline.errors import UsageError
+from pipeline.finetune.methods import get_method
+from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
+from pipeline.finetune.training import FinetuneJob, FinetunePlan, build_detector, publish
+from pipeline.settings import to_plain
+from stages.common import Order, answer, check_splits, default_out
+from stages.console import say, warn
+from stages.pretrain import training_inputs
+from stages.training import keep_history, train_and_publish
+
+
+def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None) -> dict[str, FinetuneRun]:
+    """Which runs a command means: one by name, one by method, or all of `finetune.runs`.
+
+    Raises:
+        UsageError: no such run or method, or nothing to run.
+    """
+    if run is not None:
+        if run not in settings.runs:
+            known = ", ".join(settings.runs) or "none"
+            raise UsageError(f"no run {run!r} in finetune.runs", f"runs in params.yaml: {known}")
+        found = {run: settings.runs[run]}
+    elif method is not None:
+        found = {method: settings.runs.get(method, FinetuneRun(get_method(method).name))}
+    else:
+        found = dict(settings.runs)
+    if not found:
+        raise UsageError("nothing to fine-tune: finetune.runs is empty", "name a method: 2drcl finetune --method ecm")
+    for entry in found.values():
+        get_method(entry.method)
+    return found
+
+
+def run(
+    order: Order,
+    split: Split,
+    stats: Path,
+    name: str,
+    entry: FinetuneRun,
+    pretrained: Path,
+    allow_partial: tuple[str, ...] = (),
+) -> None:
+    """Fine-tune one run.
+
+    Args:
+        order: options; `out` is the run's folder.
+        split: what is trained on.
+        stats: folder of the stats stage.
+        name: of the run.
+        entry: method, start, sampler.
+        pretrained: folder of the pretrain stage.
+        allow_partial: parts the initial weights may lack, besides `finetune.allow_partial`.
+    """
+    order.machine.check()
+    order.params.check_all()
+    settings: FinetuneSettings = order.params.section("finetune")
+    detector, sampling = order.params.section("detector"), order.params.section("stats")
+    check_splits(split, order.params.section("data"))
+    init = _start(entry, pretrained, order.params.section("pretrain").init)
+    extra = 0
+    if entry.match_pretrain_draws:
+        extra = int(artifacts.read_manifest(pretrained, "pretrain")["images_drawn"])
+    shared = replace(settings, runs={}, allow_partial=(*settings.allow_partial, *allow_partial))
+    plain = {
+        "detector": to_plain(detector),
+        "finetune": to_plain(shared),
+        "run": to_plain(entry),
+        "stats": to_plain(sampling),
+        "extra_draws": extra,
+    }
+    manifest = artifacts.manifest("finetune", plain, training_inputs(split, stats, init), order.params.seed)
+    job = FinetuneJob(
+        annotations=split.annotations,
+        images=split.images,
+        stats=stats,
+        work=artifacts.scratch(order.out, "finetune", manifest["fingerprint"]),
+        seed=order.params.seed,
+        run=entry,
+        detector=detector,
+        finetune=shared,
+        sampling=sampling,
+        init=init,
+        extra_draws=extra,
+    )
+    plan = FinetunePlan(job)
+    order.machine.processes(settings.batch_size)
+    say(f"finetune {name}: {build_detector(plan)[1].sentence()}")
+    for warning in plan.warnings():
+        warn(warning)
+    manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + _drawn_by(init, pretrained)}
+
+    def produce(state: dict[str, Any], folder: Path) -> None:
+        publish(plan, state, folder)
+        keep_history(job.work, folder)
+
+    train_and_publish(order, manifest, job, settings.batch_size, produce)
+    answer(order)
+
+
+def _start(entry: FinetuneRun, pretrained: Path, backbone: str | None) -> str | None:
+    """The file a run starts from."""
+    named = {"pretrain": str(pretrained / "detector.pth"), "backbone": backbone, "none": None}
+    return named.get(entry.init, entry.init)
+
+
+def _drawn_by(init: str | None, pretrained: Path) -> int:
+    """Draws that went into the initial weights, when they are the pretrain stage's."""
+    if init != str(pretrained / "detector.pth"):
+        return 0
+    return int(artifacts.read_manifest(pretrained, "pretrain")["images_drawn"])
+
+
+def out_of(name: str) -> Path:
+    """Default folder of a run."""
+    return default_out("finetune", name)

@@ -1,0 +1,48 @@
+"""`2drcl proposals`: annotations and images -> OLN, trained and run over the images -> boxes in Parquet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import artifacts
+from pipeline.data.settings import Split
+from pipeline.engine.checkpoint import state_digest
+from pipeline.proposals.generation import generate
+from pipeline.proposals.store import write_proposals
+from pipeline.proposals.training import MODEL_PREFIX, ProposalsJob, ProposalsPlan, build_oln
+from pipeline.settings import to_plain
+from stages.common import Order, answer, check_splits
+from stages.console import say, track
+from stages.training import train_and_publish
+
+
+def run(order: Order, split: Split, allow_partial: tuple[str, ...] = ()) -> None:
+    """Train OLN on the split's boxes, whatever their category, and write its boxes of every image."""
+    order.machine.check()
+    order.params.check_all()
+    settings = order.params.section("proposals")
+    check_splits(split, order.params.section("data"))
+    inputs = {"annotations": artifacts.file_digest(split.annotations)}
+    if settings.init is not None:
+        inputs["init"] = artifacts.file_digest(settings.init)
+    manifest = artifacts.manifest("proposals", {"proposals": to_plain(settings)}, inputs, order.params.seed)
+    work = artifacts.scratch(order.out, "proposals", manifest["fingerprint"])
+    job = ProposalsJob(split.annotations, split.images, work, order.params.seed, settings, allow_partial)
+    plan = ProposalsPlan(job)
+    say(build_oln(plan)[1].sentence())
+
+    def publish(state: dict[str, Any], folder: Path) -> None:
+        weights = {n.removeprefix(MODEL_PREFIX): t for n, t in state.items()}
+        rows = _tracked(generate(plan, weights), len(plan.annotations.image_ids))
+        write_proposals(folder, plan.annotations, rows, settings.source, state_digest(weights))
+
+    train_and_publish(order, manifest, job, settings.batch_size, publish)
+    answer(order)
+
+
+def _tracked(
+    rows: Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]], total: int
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    return track(rows, total, "proposals: images")

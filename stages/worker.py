@@ -1,0 +1,36 @@
+"""Entry of each training process that torchrun starts: `python -m stages.worker job.json`."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from pipeline.artifacts import write_json
+from pipeline.errors import TwoDRCLError
+from pipeline.settings import build
+from stages import jobs
+
+
+def main(order_path: Path) -> int:
+    """Run the job; leave an account of any error beside it, because torchrun only passes a number on."""
+    order = json.loads(order_path.read_text())
+    job_class, _, _ = jobs.JOBS[order["stage"]].load()
+    job = build(job_class, order["job"], "job")
+    try:
+        jobs.run(order["stage"], job, order["use_gpu"], order["workers"])
+    except BaseException as problem:
+        report = {
+            "message": str(problem) if isinstance(problem, TwoDRCLError) else traceback.format_exc(),
+            "hint": getattr(problem, "hint", ""),
+            "exit_code": getattr(problem, "exit_code", 1),
+            "time": time.time(),
+        }
+        write_json(order_path.with_name(f"error-{os.environ.get('RANK', 0)}.json"), report)
+        return int(report["exit_code"]) if isinstance(report["exit_code"], int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
