@@ -31,21 +31,32 @@ ParamsPath = Annotated[Path | None, typer.Option("--params", help="Settings; def
 Annotations = Annotated[
     Path | None, typer.Option("--annotations", help="COCO or LVIS json; default: data in params.yaml.")
 ]
-Images = Annotated[Path | None, typer.Option("--images", help="Image folder of --annotations; default: beside it.")]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Image folder of --annotations; default: beside it.")
+]
 Proposals = Annotated[Path | None, typer.Option("--proposals", help="Folder written by `2drcl proposals`.")]
 Stats = Annotated[Path | None, typer.Option("--stats", help="Folder written by `2drcl stats`.")]
 Init = Annotated[Path | None, typer.Option("--init", help="Weights that training starts from.")]
 AllowPartial = Annotated[
-    list[str] | None, typer.Option("--allow-partial", help="A part that --init may lack, e.g. layer4. Repeatable.")
+    list[str] | None,
+    typer.Option("--allow-partial", help="A part that --init may lack, e.g. layer4. Repeatable."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the product; default: artifacts/STAGE/RUN.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the product; default: artifacts/STAGE/RUN.")
+]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, help="GPUs; 0 is the CPU; default: as many as divide the batch.", rich_help_panel="Machine"),
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="GPUs; 0 is the CPU; default: as many as divide the batch.",
+        rich_help_panel="Machine",
+    ),
 ]
 Procs = Annotated[int, typer.Option("--procs", min=1, help="CPU processes.", rich_help_panel="Machine")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Loader processes per process.", rich_help_panel="Machine")
+    int | None,
+    typer.Option("--workers", min=0, help="Loader processes per process.", rich_help_panel="Machine"),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every draw; default: params.yaml.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the product and unfinished work.")]
@@ -62,7 +73,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+    ] = False,
 ) -> None:
     """Long-tailed detection pre-training (2DRCL), from annotations to tail AP."""
 
@@ -93,7 +106,9 @@ def sample(
     """Render a small long-tailed data set: images, COCO json, LVIS json."""
     from stages import sample as stage
 
-    stage.run(_order("sample", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json), pixels=not no_pixels)
+    stage.run(
+        _order("sample", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json), pixels=not no_pixels
+    )
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -184,7 +199,9 @@ def pretrain(
 
 @app.command(rich_help_panel=PIPELINE)
 def finetune(
-    method: Annotated[str | None, typer.Option("--method", help="A long-tailed method; `2drcl methods` lists them.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="A long-tailed method; `2drcl methods` lists them.")
+    ] = None,
     run: Run = None,
     params: ParamsPath = None,
     annotations: Annotations = None,
@@ -201,7 +218,7 @@ def finetune(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """A pre-trained detector -> one fine-tuned with a long-tailed method; without options: every run of params.yaml."""
+    """A pre-trained detector -> one fine-tuned for the long tail; by default every run of params.yaml."""
     import dataclasses
 
     from stages.common import default_out, refuse_under_dvc, split_of
@@ -217,25 +234,39 @@ def finetune(
 
     runs = stage.chosen_runs(order.params.section("finetune"), method, run)
     if out is not None and len(runs) > 1:
-        raise UsageError(f"--out with {len(runs)} runs: {', '.join(runs)}", "choose one with --run or --method")
+        raise UsageError(
+            f"--out with {len(runs)} runs: {', '.join(runs)}", "choose one with --run or --method"
+        )
     for name, entry in runs.items():
         entry = dataclasses.replace(entry, init=str(init)) if init else entry
         place = dataclasses.replace(order, out=out or default_out("finetune", name))
         stage.run(
-            place, split, stats or default_out("stats"), name, entry, default_out("pretrain"), tuple(allow_partial or ())
+            place,
+            split,
+            stats or default_out("stats"),
+            name,
+            entry,
+            default_out("pretrain"),
+            tuple(allow_partial or ()),
         )
 
 
 @app.command(rich_help_panel=PIPELINE)
 def evaluate(
-    weights: Annotated[Path | None, typer.Option("--weights", help="A detector.pth with its config.py beside it.")] = None,
-    predictions: Annotated[Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="A detector.pth with its config.py beside it.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")
+    ] = None,
     run: Run = None,
     params: ParamsPath = None,
     annotations: Annotations = None,
     images: Images = None,
     stats: Stats = None,
-    protocol: Annotated[str | None, typer.Option("--protocol", help="lvis or coco; default: what the json is.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="lvis or coco; default: what the json is.")
+    ] = None,
     out: Out = None,
     gpus: Gpus = None,
     seed: Seed = None,
@@ -255,7 +286,8 @@ def evaluate(
     if protocol is not None:
         changed = {**dict(order.params.content.get("evaluate") or {}), "protocol": protocol}
         order = dataclasses.replace(
-            order, params=dataclasses.replace(order.params, content={**order.params.content, "evaluate": changed})
+            order,
+            params=dataclasses.replace(order.params, content={**order.params.content, "evaluate": changed}),
         )
     order.params.section("evaluate")
     split = split_of(order.params, "val", annotations, images)
@@ -263,14 +295,14 @@ def evaluate(
 
     for name, found in _sources(order, weights, predictions, run, ("finetune", "detector.pth")).items():
         place = dataclasses.replace(order, out=out or _default(stage="evaluate", run=name))
-        stage.run(
-            place, split, weights=None if predictions else found, predictions=predictions, stats=stats
-        )
+        stage.run(place, split, weights=None if predictions else found, predictions=predictions, stats=stats)
 
 
 @app.command(rich_help_panel=PIPELINE)
 def analyze(
-    predictions: Annotated[Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")
+    ] = None,
     run: Run = None,
     params: ParamsPath = None,
     annotations: Annotations = None,
@@ -306,7 +338,9 @@ def _sources(
         return {run or DEFAULT_RUN: given}
     runs = [run] if run else list(order.params.section("finetune").runs)
     if not runs:
-        raise UsageError("nothing to look at: finetune.runs is empty", "name a file: --weights or --predictions")
+        raise UsageError(
+            "nothing to look at: finetune.runs is empty", "name a file: --weights or --predictions"
+        )
     stage, name = made_by
     return {r: default_out(stage, r) / name for r in runs}
 
@@ -318,7 +352,9 @@ def _default(stage: str, run: str) -> Path:
 
 
 @app.command(rich_help_panel=TOOLS)
-def methods(name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, json: Json = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, json: Json = False
+) -> None:
     """The long-tailed methods that `finetune --method` knows."""
     from stages import methods as stage
 

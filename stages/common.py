@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Order:
 
     params: Params
     out: Path
-    machine: Machine = Machine()
+    machine: Machine = field(default_factory=Machine)
     fresh: bool = False
     dry_run: bool = False
     as_json: bool = False

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pipeline.artifacts import TIMING, write_json
 from pipeline.engine.loop import Hook, Record, Trainer
@@ -101,7 +108,9 @@ class ProgressLine(Hook):
 
 def _losses(record: Record) -> str:
     hidden = ("step", "images", "lr", "grad_norm")
-    shown = [f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k not in hidden]
+    shown = [
+        f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k not in hidden
+    ]
     return " ".join(shown)
 
 
@@ -113,7 +122,9 @@ class Stopwatch:
 
     def write(self, folder: Path, **more: float | int) -> None:
         """Write timing.json."""
-        write_json(folder / TIMING, {"seconds": round(self.seconds, 2), "peak_memory_mib": peak_memory_mib(), **more})
+        write_json(
+            folder / TIMING, {"seconds": round(self.seconds, 2), "peak_memory_mib": peak_memory_mib(), **more}
+        )
 
     @property
     def seconds(self) -> float:

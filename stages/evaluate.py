@@ -81,8 +81,10 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
     from pipeline.stats.tables import read_categories
 
     found = read_categories(stats / "categories.parquet")
-    if not np.array_equal(found.category_id, annotations.category_ids):
-        raise MismatchedInput(f"{stats} has other categories than {annotations.path}", "give the stats of its train split")
+    if not np.array_equal(found.category_ids, annotations.category_ids):
+        raise MismatchedInput(
+            f"{stats} has other categories than {annotations.path}", "give the stats of its train split"
+        )
     return list(found.frequency)
 
 
@@ -101,7 +103,8 @@ def _detect(order: Order, annotations: Annotations, split: Split, weights: Path 
     if classes != annotations.category_names:
         raise MismatchedInput(
             f"{weights} knows {len(classes)} categories ({', '.join(classes[:3])}, ...), "
-            f"{annotations.path} has {len(annotations.category_ids)} ({', '.join(annotations.category_names[:3])}, ...)",
+            f"{annotations.path} has {len(annotations.category_ids)} "
+            f"({', '.join(annotations.category_names[:3])}, ...)",
             "evaluate on annotations with the categories of training, in the same order",
         )
     use_gpu = order.machine.processes(1)[1]
@@ -112,7 +115,12 @@ def _detect(order: Order, annotations: Annotations, split: Split, weights: Path 
 
 def _as_columns(found: Iterator[Any]) -> Predictions:
     """Detections of all images as one set of columns."""
-    images, labels, boxes, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros(0)]
+    images, labels, boxes, scores = (
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+        [np.zeros((0, 4))],
+        [np.zeros(0)],
+    )
     masks: list[Any] = []
     with_masks = False
     for one in found:
@@ -123,8 +131,13 @@ def _as_columns(found: Iterator[Any]) -> Predictions:
         if one.masks is not None:
             with_masks = True
             masks.extend(one.masks)
-    columns = (np.concatenate(c) for c in (images, labels, boxes, scores))
-    return Predictions.from_xyxy(*columns, masks=masks if with_masks else None)
+    return Predictions.from_xyxy(
+        np.concatenate(images),
+        np.concatenate(labels),
+        np.concatenate(boxes),
+        np.concatenate(scores),
+        masks if with_masks else None,
+    )
 
 
 def _write_per_category(path: Path, annotations: Annotations, scores: Scores) -> None:
@@ -137,7 +150,9 @@ def _write_per_category(path: Path, annotations: Annotations, scores: Scores) ->
         writer.writerow(["category_id", "name", "frequency", *keys])
         for (number, name), letter in zip(names.items(), letters, strict=True):
             row = scores.per_category.get(number, {})
-            writer.writerow([number, name, letter, *("" if row.get(k) is None else repr(row[k]) for k in keys)])
+            writer.writerow(
+                [number, name, letter, *("" if row.get(k) is None else repr(row[k]) for k in keys)]
+            )
 
 
 def _read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""`2drcl finetune --method ecm`: a pre-trained detector -> detector.pth, trained with a long-tailed method."""
+"""`2drcl finetune --method ecm`: a pre-trained detector -> one trained with a long-tailed method."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,9 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
     else:
         found = dict(settings.runs)
     if not found:
-        raise UsageError("nothing to fine-tune: finetune.runs is empty", "name a method: 2drcl finetune --method ecm")
+        raise UsageError(
+            "nothing to fine-tune: finetune.runs is empty", "name a method: 2drcl finetune --method ecm"
+        )
     for entry in found.values():
         get_method(entry.method)
     return found
@@ -95,7 +97,10 @@ def run(
     say(f"finetune {name}: {build_detector(plan)[1].sentence()}")
     for warning in plan.warnings():
         warn(warning)
-    manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + _drawn_by(init, pretrained)}
+    manifest |= {
+        "images_drawn": plan.images_drawn,
+        "images_drawn_with_init": plan.images_drawn + _drawn_by(init, pretrained),
+    }
 
     def produce(state: dict[str, Any], folder: Path) -> None:
         publish(plan, state, folder)

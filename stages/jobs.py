@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine.distributed import join, leave
-from pipeline.engine.loop import Hook
 from pipeline.engine.hooks import Checkpoints, History, StopOnSignal
+from pipeline.engine.loop import Hook
 from stages.console import ProgressLine, say
 from stages.machine import is_first
 

@@ -71,7 +71,9 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Param
     content = merge(content, overrides or {})
     unknown = [key for key in content if key not in (*SECTIONS, "preset", "seed")]
     if unknown:
-        raise SettingsError(f"unknown key: {unknown[0]}", f"known sections: {', '.join(SECTIONS)}, preset, seed")
+        raise SettingsError(
+            f"unknown key: {unknown[0]}", f"known sections: {', '.join(SECTIONS)}, preset, seed"
+        )
     if content.get("preset", "default") not in PRESETS:
         raise SettingsError(f"preset must be one of {', '.join(PRESETS)}, but it is {content['preset']!r}")
     seed = content.get("seed", 0)

@@ -58,8 +58,8 @@ def run(
     for warning in plan.warnings():
         warn(warning)
     say(
-        f"pretrain: {plan.schedule.total} steps, {plan.images_drawn} images, epochs of "
-        f"{plan.schedule.epoch_steps[0]} to {plan.schedule.epoch_steps[-1]} steps; queues {plan.queues[0]} and {plan.queues[1]}"
+        f"pretrain: {plan.images_drawn} images in epochs of {plan.schedule.epoch_steps[0]} to "
+        f"{plan.schedule.epoch_steps[-1]} steps; queues of {plan.queues[0]} images and {plan.queues[1]} boxes"
     )
     manifest |= {"images_drawn": plan.images_drawn}
 
@@ -82,7 +82,7 @@ def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, st
     made_for = artifacts.read_manifest(stats, "stats")["inputs"]["annotations"]
     if made_for != digest:
         raise MismatchedInput(
-            f"{stats} was made for other annotations ({made_for[:12]}, not {digest[:12]} of {split.annotations})",
+            f"{stats} was made for other annotations ({made_for[:8]}) than {split.annotations} ({digest[:8]})",
             "run `2drcl stats` on these annotations",
         )
     inputs = {"annotations": digest, "stats": artifacts.file_digest(stats / "categories.parquet")}

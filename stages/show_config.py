@@ -28,5 +28,7 @@ def _print(section: Any, indent: int) -> None:
             _print(value, indent + 1)
         else:
             why = field.metadata.get("why", "")
-            OUT.print("  " * indent + f"{field.name}: {to_plain(value)}", highlight=False, markup=False, end="")
+            OUT.print(
+                "  " * indent + f"{field.name}: {to_plain(value)}", highlight=False, markup=False, end=""
+            )
             OUT.print(f"   # {why}" if why else "", style="dim", highlight=False, markup=False)

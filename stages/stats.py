@@ -54,11 +54,13 @@ def run(order: Order, split: Split, proposals: Path | None, epochs: int) -> None
         images = categories_of_images(annotations)
         draws = {}
         for scheme in ("rfs", "irfs", "drb"):
-            factors = category_factors(scheme, found, epochs, threshold, settings.first_epoch)  # type: ignore[arg-type]
+            factors = category_factors(scheme, found, epochs, threshold, settings.first_epoch)
             draws[scheme] = expected_draws(factors, images, settings.rounding)
             if scheme == "drb" and (factors == 1).all():
                 warn("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
-        figures.epoch_length_figure(draws, len(annotations.image_ids), folder / "figures" / "epoch_length.png")
+        figures.epoch_length_figure(
+            draws, len(annotations.image_ids), folder / "figures" / "epoch_length.png"
+        )
 
     make(order, manifest, produce)
     answer(order)

@@ -16,7 +16,11 @@ from stages.machine import is_first
 
 
 def train_and_publish(
-    order: Order, manifest: Mapping[str, Any], job: Any, batch_size: int, publish: Callable[[dict[str, Any], Path], None]
+    order: Order,
+    manifest: Mapping[str, Any],
+    job: Any,
+    batch_size: int,
+    publish: Callable[[dict[str, Any], Path], None],
 ) -> None:
     """Train `job` if its product is not current, and put the product in its place.
 

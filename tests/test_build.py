@@ -42,18 +42,11 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in flat(value, f"{path}.{key}".strip(".")).items()}
 
 
-OURS_ALONE = {
-    "data_preprocessor.type": "DetDataPreprocessor",
+DEPARTURES = {
     "train_cfg.rpn.sampler.type": "KeyedRandomSampler",
     "train_cfg.rcnn.sampler.type": "KeyedRandomSampler",
     "test_cfg.rcnn.score_thr": 1e-4,
     "test_cfg.rcnn.max_per_img": 300,
-}
-MMDETS_ALONE = {  # initial weights come from load_initial; the rest are defaults or read by nobody
-    "backbone.init_cfg.type",
-    "backbone.init_cfg.checkpoint",
-    "data_preprocessor.pad_mask",
-    "train_cfg.rcnn.assigner.match_low_quality",
 }
 
 
@@ -62,11 +55,12 @@ def test_the_defaults_are_mmdets_r50_fpn(kind: str) -> None:
     folder = Path(mmdet.__file__).parent / ".mim" / "configs" / "_base_" / "models"
     stock = flat(Config.fromfile(str(folder / f"{kind}_r50_fpn.py")).model.to_dict())
     ours = flat(model_config(build(DetectorSettings, {"type": kind}, "detector"), num_classes=80))
-    differs = {key for key in stock.keys() & ours.keys() if ours[key] != pytest.approx(stock[key])}
-    assert {key: ours[key] for key in differs} == {k: v for k, v in OURS_ALONE.items() if k in differs}
-    assert differs == OURS_ALONE.keys() - {"data_preprocessor.type"}
-    assert stock.keys() - ours.keys() <= MMDETS_ALONE
-    assert not ours.keys() - stock.keys()
+    loading = {"backbone.init_cfg.type", "backbone.init_cfg.checkpoint"}  # here: load_initial
+    assert stock.keys() - ours.keys() == loading
+    written_out = {key.split(".")[-1]: ours.pop(key) for key in ours.keys() - stock.keys()}
+    assert written_out == {"base_channels": 64, "finest_scale": 56}  # the defaults of mmdet's constructors
+    differs = {key: ours[key] for key in ours if ours[key] != pytest.approx(stock[key])}
+    assert differs == DEPARTURES
 
 
 def state(seed: int, **changes: Any) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 Shapes: I images, A annotations, C categories, all in the order of the records given.
 """
 
-from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -75,7 +74,7 @@ def crowd_flags(records: Records, path: Path) -> np.ndarray:
 
 
 def file_names(images: Records, path: Path) -> list[str]:
-    """(I,) paths below the image folder, each of another file."""
+    """(I,) paths below the image folder."""
     names = [_file_name(image) for image in images]
     nameless = [i["id"] for i, name in zip(images, names, strict=True) if not name]
     if nameless:
@@ -88,10 +87,6 @@ def file_names(images: Records, path: Path) -> list[str]:
             f"{first_ten(unsafe)}: {example!r}",
             "file names are relative, with forward slashes and without `..`",
         )
-    count = Counter(str(PurePosixPath(name)) for name in names)
-    shared = [i["id"] for i, n in zip(images, names, strict=True) if count[str(PurePosixPath(n))] > 1]
-    if shared:
-        raise InputError(f"{path}: images share a file with another image: {first_ten(shared)}")
     return names
 
 

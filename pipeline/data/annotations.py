@@ -61,7 +61,9 @@ class Annotations:
     @functools.cached_property
     def without_polygons(self) -> list[int]:
         """Ids of the trainable annotations without polygons."""
-        return [int(self.annotation_ids[r]) for r in np.flatnonzero(self.trainable) if not self.polygons(r)]
+        return [
+            int(self.annotation_ids[r]) for r in np.flatnonzero(self.trainable) if not self.polygons(int(r))
+        ]
 
     @functools.cached_property
     def trainable(self) -> np.ndarray:
@@ -94,8 +96,8 @@ def read_annotations(path: Path) -> Annotations:
 
     Raises:
         MissingInput: no such file.
-        InputError: not JSON, a key is missing, ids repeat or point nowhere, two images share a file, or a box
-            is not four finite numbers with non-negative size; the message lists the first ten ids.
+        InputError: not JSON, a key is missing, ids repeat or point nowhere, or a box is not four finite
+            numbers with non-negative size; the message lists the first ten ids.
     """
     content = _load(path)
     images, categories, records = content["images"], content["categories"], content["annotations"]

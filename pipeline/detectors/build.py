@@ -42,7 +42,9 @@ def model_config(
     model: dict[str, Any] = {
         "type": "MaskRCNN" if with_mask else "FasterRCNN",
         "data_preprocessor": preprocessor_config(with_mask),
-        "backbone": backbone_config(settings.depth, settings.norm, settings.frozen_stages, settings.stem_channels),
+        "backbone": backbone_config(
+            settings.depth, settings.norm, settings.frozen_stages, settings.stem_channels
+        ),
         "neck": neck_config(settings.depth, settings.fpn_channels, settings.stem_channels),
         "rpn_head": _rpn_config(settings),
         "roi_head": _roi_config(settings, num_classes, box_head or {}),

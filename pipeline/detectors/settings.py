@@ -17,7 +17,9 @@ class DetectorSettings:
         50, "paper, Sec. 4.1: ResNet-50 and -101; 18 for small machines", choices=(18, 50, 101)
     )
     stem_channels: int = setting(
-        64, "ResNet's width; less makes a network that no published weights fit, for demos", choices=(16, 32, 64)
+        64,
+        "ResNet's width; less makes a network that no published weights fit, for demos",
+        choices=(16, 32, 64),
     )
     norm: Literal["frozen-bn", "gn"] = setting(
         "frozen-bn", "MMDetection: ImageNet's statistics stay; `gn` (GroupNorm) needs no initial weights"

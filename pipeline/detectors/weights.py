@@ -62,14 +62,14 @@ def load_initial(
     """
     if path is None:
         return LoadReport("no initial weights given", {}, {})
+    own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    _refuse_unknown_parts(allow_partial, own)
     content = load_tensors(path)
     is_detector = isinstance(content.get("state_dict"), Mapping)
     state: dict[str, Tensor] = dict(content["state_dict"]) if is_detector else _as_backbone(content, path)
     new = dict(drop)
     if is_detector and list(_classes(content)) != list(classes):
         new |= {part: "the checkpoint has other categories" for part in CLASS_SHAPED}
-    own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
-    _refuse_unknown_parts(allow_partial, own)
     state = {n: t for n, t in state.items() if not _startswith(n, new)}
     _refuse_unknown(state, own, path)
     new = {part: why for part, why in new.items() if any(_startswith(n, [part]) for n in own)}

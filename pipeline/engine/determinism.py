@@ -13,5 +13,5 @@ def seeded(seed: int) -> Iterator[None]:
     PyTorch's layers take their initial weights from the global generator and accept no other.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
         yield

@@ -64,17 +64,25 @@ def rank() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, (N, ...) -> (world * N, ...), rank-major; N must be equal everywhere. No gradient."""
+    """Rows of all processes, rank after rank, without gradient.
+
+    Args:
+        rows: (N, ...), N equal on all processes.
+
+    Returns:
+        (world * N, ...).
+    """
+    rows = rows.detach().contiguous()  # NCCL takes no other, and empty_like would copy the strides
     if world_size() == 1:
-        return rows.detach()
+        return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.detach().contiguous())
-    return torch.cat(parts)
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)  # world x (N, ...) -> (world * N, ...)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """Sum of a tensor over all processes, without gradient."""
-    total = value.detach().clone()
+    total = value.detach().clone(memory_format=torch.contiguous_format)
     if world_size() > 1:
         dist.all_reduce(total)
     return total
@@ -83,13 +91,13 @@ def sum_over_processes(value: Tensor) -> Tensor:
 class _SumWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
-        total = value.clone()
+        total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
@@ -108,6 +116,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(vote.item())
 
 
+def is_same_everywhere(value: int, device: torch.device) -> bool:
+    """Whether all processes hold the same whole number: the same answer everywhere."""
+    if world_size() == 1:
+        return True
+    extremes = torch.tensor([value, -value], device=device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return int(extremes.sum()) == 0  # largest minus smallest
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
@@ -123,6 +140,6 @@ def share_of(batch_size: int, world: int) -> int:
     if batch_size % world:
         raise UsageError(
             f"a global batch of {batch_size} does not divide among {world} processes",
-            f"use a number of processes that divides {batch_size}; the batch decides the result, processes do not",
+            f"use a number that divides {batch_size}: the batch decides the result, processes do not",
         )
     return batch_size // world

@@ -1,6 +1,7 @@
 """The hooks every training run has: history, checkpoints, and stopping on a signal."""
 
 import json
+import logging
 import signal
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from pipeline.artifacts import disk_errors, write_bytes
 from pipeline.engine.checkpoint import CheckpointFolder
-from pipeline.engine.distributed import any_process, barrier
+from pipeline.engine.distributed import any_process, barrier, is_same_everywhere
 from pipeline.engine.loop import Hook, Record, Trainer
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
+
+LOG = logging.getLogger(__name__)
 
 
 class History(Hook):
@@ -35,7 +38,10 @@ class History(Hook):
 
     def _keep(self, count: int) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        write_bytes(self.path, b"".join([line for line in lines if line.endswith(b"\n")][:count]))
+        kept = [line for line in lines if line.endswith(b"\n")][:count]
+        if len(kept) < count:  # a power cut, or somebody removed it: no reason not to train on
+            LOG.warning("%s lacks %d of the %d lines before this step", self.path, count - len(kept), count)
+        write_bytes(self.path, b"".join(kept))
 
 
 class Checkpoints(Hook):
@@ -48,13 +54,16 @@ class Checkpoints(Hook):
     def __init__(self, folder: Path, *, seconds: float = 120.0, steps: int | None = None) -> None:
         self.files, self.seconds, self.steps = CheckpointFolder(folder), seconds, steps
         self._saved_at = time.monotonic()
-        self.resumed_from: int | None = None
 
     def before_train(self, trainer: Trainer) -> None:
         found = self.files.newest()
         if found is not None:
             trainer.restore(found[1])
-            self.resumed_from = found[0]
+        if not is_same_everywhere(trainer.step, trainer.process.device):
+            raise InputError(
+                f"processes found different checkpoints in {self.files.folder} (here: step {trainer.step})",
+                "all machines of a run must share the folder",
+            )
         self._saved_at = time.monotonic()
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
@@ -96,7 +105,7 @@ class StopOnSignal(Hook):
                 f"stopped by a signal after step {trainer.step} of {trainer.schedule.total}",
                 "the same command continues from here",
             )
-            if self._received == signal.SIGINT:
+            if any_process(self._received == signal.SIGINT, trainer.process.device):
                 stopped.exit_code = 130
             raise stopped
 

@@ -8,19 +8,22 @@
         for hook in hooks: hook.after_step(trainer, record)
     for hook in hooks: hook.after_train(trainer)
 
+An exception on the way goes to every hook's `on_failure`.
+
 A model maps a batch to a dict of named scalar losses, of which `loss` is the sum to minimise.  The position
 in the run is one number, `step`: what is drawn at a step is a function of the seed and the step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.engine.distributed import Process, any_process, sum_over_processes
+from pipeline.engine.distributed import Process, sum_over_processes
 from pipeline.engine.schedule import Schedule
 from pipeline.errors import Diverged, InputError
 
@@ -49,7 +52,7 @@ class Hook:
         """Once, when all steps are done."""
 
     def on_failure(self, trainer: "Trainer", problem: BaseException) -> None:
-        """When a step raised; the weights are those before the step."""
+        """When anything raised, before or during training."""
 
 
 class Trainer:
@@ -59,7 +62,7 @@ class Trainer:
         model: an nn.Module with the `Model` protocol, on its device.
         optimizer: over the trainable parameters.
         schedule: learning rate and epoch lengths.
-        batches: first step -> iterator of this process's batches from that step on.
+        batches: first step -> iterator of this process's batches from that step on, at least to the end.
         images_per_step: size of the global batch.
         process: this process.
         clip_norm: largest gradient norm; None: not clipped.
@@ -98,20 +101,25 @@ class Trainer:
         Raises:
             Diverged: a loss or a gradient is not finite on some process; weights are those before that step.
         """
-        for hook in self.hooks:
-            hook.before_train(self)
         try:
-            if self.step < self.schedule.total:
-                for batch in self.batches(self.step):
-                    record = self._run_step(batch)
-                    for hook in self.hooks:
-                        hook.after_step(self, record)
+            for hook in self.hooks:
+                hook.before_train(self)
+            self._run_steps()
         except BaseException as problem:
             for hook in self.hooks:
                 hook.on_failure(self, problem)
             raise
         for hook in self.hooks:
             hook.after_train(self)
+
+    def _run_steps(self) -> None:
+        left = self.schedule.total - self.step
+        if left:
+            for batch in islice(self.batches(self.step), left):
+                record = self._run_step(batch)
+                for hook in self.hooks:
+                    hook.after_step(self, record)
+        assert self.step == self.schedule.total, f"batches end at step {self.step} of {self.schedule.total}"
 
     def _run_step(self, batch: Batch) -> Record:
         lr = self.schedule.lr(self.step)
@@ -120,11 +128,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._forward(batch)
         losses["loss"].backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         values = self._averages({**losses, "grad_norm": grad_norm})
         self._refuse_non_finite(values)
         self.optimizer.step()
-        self.model.after_step()  # type: ignore[operator]
+        self.model.after_step()
         record: Record = {"step": self.step, "epoch": self.schedule.epoch_of(self.step)}
         record |= {
             "images": (self.step + 1) * self.images_per_step,
@@ -137,32 +146,28 @@ class Trainer:
 
     def _averages(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Mean over processes of named scalars, read from the device in one go."""
-        stacked = torch.stack(
-            [
-                s.detach().double().cpu() if s.device.type == "cpu" else s.detach().double()
-                for s in scalars.values()
-            ]
-        )
+        stacked = torch.stack([s.detach().double() for s in scalars.values()])  # S x () -> (S,)
         mean = sum_over_processes(stacked) / self.process.world
         return dict(zip(scalars, mean.tolist(), strict=True))
 
     def _refuse_non_finite(self, values: dict[str, float]) -> None:
+        """Of averages: what is not finite on one process is not finite in them, so all processes stop."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if any_process(bool(bad), self.process.device):
+        if bad:
             self.optimizer.zero_grad(set_to_none=True)
             raise Diverged(
-                f"step {self.step}: {', '.join(bad) or 'a loss'} is not finite: {values}",
+                f"step {self.step}: {', '.join(bad)} is not finite: {values}",
                 "lower the learning rate, lengthen the warm-up, or set a smaller clip_norm",
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs; each key is required by `restore`."""
-        return {
+        """Everything a bit-exact resume needs, with a list of its contents: `restore` requires each."""
+        state = {
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "extra": self.model.extra_state() if hasattr(self.model, "extra_state") else {},
         }
+        return {**state, "contents": list(_paths(state))}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`.
@@ -170,15 +175,22 @@ class Trainer:
         Raises:
             InputError: a key is missing or unknown: continuing would silently be another run.
         """
-        if state.keys() != self.state().keys():
-            raise InputError(
-                f"the checkpoint's keys {sorted(state)} are not those of a run", "start with --fresh"
-            )
+        contents = list(_paths({name: part for name, part in state.items() if name != "contents"}))
+        if state.keys() != self.state().keys() or contents != state["contents"]:
+            raise InputError("the checkpoint lacks parts of a run, or has others", "start with --fresh")
         try:
             self.model.load_state_dict(state["model"], strict=True)
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as problem:
             raise InputError(f"the checkpoint does not fit: {problem}", "start with --fresh") from None
-        if hasattr(self.model, "load_extra_state"):
-            self.model.load_extra_state(state["extra"])
         self.step = int(state["step"])
+
+
+def _paths(content: Any, path: str = "") -> Iterator[str]:
+    """The path of every part of nested dicts and lists.  An optimizer would load without its momentum."""
+    yield path
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if isinstance(content, Mapping):
+        for name, part in content.items():
+            yield from _paths(part, f"{path}/{name}")

@@ -37,8 +37,12 @@ class FinetuneSettings:
     warmup_steps: int | Literal["auto"] = setting(
         "auto", "auto: the method's own (ECM: 10,000), but at most a tenth of the run", low=0
     )
-    clip_norm: float | Literal["method"] | None = setting("method", "ECM clips at 5, the others not at all", low=0)
-    short_sides: tuple[int, ...] = setting((640, 672, 704, 736, 768, 800), "multi-scale, as previous methods", low=32)
+    clip_norm: float | Literal["method"] | None = setting(
+        "method", "ECM clips at 5, the others not at all", low=0
+    )
+    short_sides: tuple[int, ...] = setting(
+        (640, 672, 704, 736, 768, 800), "multi-scale, as previous methods", low=32
+    )
     long_side: int = setting(1333, "MMDetection", low=32)
     flip: float = setting(0.5, "MMDetection", low=0, high=1)
     precision: Literal["fp32", "bf16"] = setting("fp32", "bf16: trunk and FPN only")

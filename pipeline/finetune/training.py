@@ -139,14 +139,18 @@ class FinetunePlan:
         if sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")
         if self.job.init is None and self.job.detector.norm == "frozen-bn":
-            found.append("no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn")
+            found.append(
+                "no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn"
+            )
         return found
 
     def model_config(self) -> dict[str, Any]:
         """MMDetection's config of the detector with the method's heads."""
         num_classes = len(self.annotations.category_ids)
         counts = ClassCounts(
-            self.frequencies.image_count.tolist(), self.frequencies.instance_count.tolist(), self.frequencies.num_images
+            self.frequencies.image_count.tolist(),
+            self.frequencies.instance_count.tolist(),
+            self.frequencies.num_images,
         )
         return model_config(
             self.job.detector,
@@ -169,7 +173,12 @@ class FinetuneDataset(Dataset[FinetuneSample]):
     """Draw -> FinetuneSample: multi-scale resize and flip."""
 
     def __init__(
-        self, annotations: Annotations, images: Path, settings: FinetuneSettings, seed: int, with_polygons: bool
+        self,
+        annotations: Annotations,
+        images: Path,
+        settings: FinetuneSettings,
+        seed: int,
+        with_polygons: bool,
     ) -> None:
         self.annotations, self.images, self.settings = annotations, images, settings
         self.seed, self.with_polygons = seed, with_polygons
@@ -177,7 +186,7 @@ class FinetuneDataset(Dataset[FinetuneSample]):
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
 
-    def __getitem__(self, draw: Draw) -> FinetuneSample:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> FinetuneSample:
         settings = self.settings
         width, height = (int(v) for v in self.annotations.sizes_wh[draw.image])
         geometry = draw_geometry(
@@ -245,7 +254,9 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     share_of(settings.batch_size, process.world)
     with_mask = job.detector.type == "mask-rcnn"
     detector, _ = build_detector(plan)
-    model = FinetuneModel(detector, process.device, with_mask, settings.precision == "bf16").to(process.device)
+    model = FinetuneModel(detector, process.device, with_mask, settings.precision == "bf16").to(
+        process.device
+    )
     model.train()
     source = BatchSource(
         FinetuneDataset(plan.annotations, job.images, settings, job.seed, with_mask),

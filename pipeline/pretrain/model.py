@@ -23,7 +23,7 @@ from pipeline.data.targets import Target
 from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
 from pipeline.pretrain.contrast import at_least_float32, info_nce, unit_rows
 from pipeline.pretrain.key_queue import KeyQueue
-from pipeline.pretrain.momentum import momentum_copy, momentum_update
+from pipeline.pretrain.momentum import average_parameters, momentum_copy, momentum_update
 from pipeline.pretrain.objective import total_loss
 from pipeline.pretrain.projection import ProjectionMLP
 from pipeline.pretrain.reconstruction import (
@@ -100,9 +100,16 @@ class Contrast(nn.Module):
         return unit_rows(projected)
 
     def key(self, rows: Tensor, valid: Tensor) -> Tensor:
-        """(N, width_in) -> (N, D) unit-norm, of the momentum branch: running statistics, so that a key
-        does not carry the signature of its batch."""
-        return unit_rows(self.key_projector(rows, valid))
+        """(N, width_in) -> (N, D) unit-norm, of the momentum branch.
+
+        Batch norm takes the running statistics of earlier keys: those of this batch would be a signature that
+        the queue's keys lack, and those of the queries belong to another encoder, which has moved on, so that
+        beside its mean all keys would look alike.
+        """
+        keys = unit_rows(self.key_projector(rows, valid))
+        if self.training:
+            self.key_projector.track(rows, valid)
+        return keys
 
     def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> tuple[Tensor, Keys]:
         """Mean over the valid queries of all processes, times the number of processes (DDP divides by it)."""
@@ -114,7 +121,7 @@ class Contrast(nn.Module):
 
     def after_step(self, keys: Keys) -> None:
         """Move the momentum projector and enqueue this step's keys."""
-        momentum_update(self.key_projector, self.projector, self.settings.momentum)
+        average_parameters(self.key_projector, self.projector, self.settings.momentum)
         self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
 
     def train(self, mode: bool = True) -> "Contrast":

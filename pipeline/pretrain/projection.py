@@ -35,8 +35,13 @@ class MaskedBatchNorm(nn.Module):
         if not self.training:
             return self._affine(rows, self.running_mean, self.running_var)
         mean, variance, count = self._statistics(rows.double(), valid)
-        self._track(mean.detach(), variance.detach(), count.detach())
+        self._remember(mean.detach(), variance.detach(), count.detach())
         return self._affine(rows, mean.to(rows.dtype), variance.to(rows.dtype))
+
+    @torch.no_grad()
+    def track(self, rows: Tensor, valid: Tensor) -> None:
+        """Let (N, D) rows into the running statistics; for a norm that is used in eval mode."""
+        self._remember(*self._statistics(rows.double(), valid))
 
     def _statistics(self, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (D,), biased variance (D,) and count (1,) of the valid rows of all processes.
@@ -53,7 +58,7 @@ class MaskedBatchNorm(nn.Module):
     def _affine(self, rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Running statistics, with the unbiased variance; a single row has none, so it changes nothing.
 
         A plain average at first: pooled features vary by 1e-3, and keys normalised by what is left of the
@@ -85,3 +90,8 @@ class ProjectionMLP(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             hidden = self.norm(self.first(at_least_float32(rows)), valid)
             return self.last(torch.relu(hidden))
+
+    def track(self, rows: Tensor, valid: Tensor) -> None:
+        """Let (N, width_in) rows into the running statistics of the hidden layer."""
+        with torch.autocast(rows.device.type, enabled=False):
+            self.norm.track(self.first(at_least_float32(rows)), valid)

@@ -27,7 +27,7 @@ class ContrastSettings:
     )
     mask_same_image: bool = setting(
         True,
-        "paper: negatives are 'within other unrelated images'; tail images meet their own older keys otherwise",
+        "paper: negatives are 'within other unrelated images'; tail images would meet their older keys",
     )
     predictor: bool = setting(True, "paper: A.1 has a prediction network, eq. 1 has none; on the query only")
     boxes: int = setting(8, "paper, A.1: 8 boxes per image", low=1)

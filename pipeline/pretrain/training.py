@@ -103,15 +103,15 @@ class PretrainPlan:
         """Lengths of the holistic and the local queue."""
         contrast = self.job.pretrain.contrast
         per_epoch = self.images_drawn // self.job.pretrain.epochs
-        return resolve_queue(contrast.queue, per_epoch), resolve_queue(contrast.local_queue, per_epoch * contrast.boxes)
+        return resolve_queue(contrast.queue, per_epoch), resolve_queue(
+            contrast.local_queue, per_epoch * contrast.boxes
+        )
 
     def warnings(self) -> list[str]:
         """Settings that leave part of the method without effect on this data."""
         found = []
         if self.job.pretrain.sampler != "random" and self.sampler.all_ones:
-            found.append(
-                "every repeat factor is 1: rebalancing has no effect; raise stats.threshold, or set it to auto"
-            )
+            found.append("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
         boxes = self.job.pretrain.contrast.boxes
         for name, size, keys in zip(
             ("contrast.queue", "contrast.local_queue"),
@@ -120,10 +120,13 @@ class PretrainPlan:
             strict=True,
         ):
             if keys < size:
-                found.append(f"{name} holds {size} keys, but the whole run makes {keys}: it never fills; set it to auto")
+                found.append(
+                    f"{name} holds {size} keys, but the run makes {keys}: it never fills; set it to auto"
+                )
         if self.job.init is None and self.job.detector.norm == "frozen-bn":
             found.append(
-                "no initial weights, and batch norm is frozen at its empty statistics: give --init, or set detector.norm: gn"
+                "no initial weights, and batch norm is frozen at its empty statistics: "
+                "give --init, or set detector.norm: gn"
             )
         return found
 
@@ -162,7 +165,9 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
     detector, _ = build_detector(plan)
     store = ProposalStore.open(job.proposals, plan.annotations.digest, job.work.parent / "proposal-cache")
     with seeded(job.seed + 1):  # projectors, predictors, generator
-        model = TwoDRCL(TwoStageModel(detector), settings, plan.queues, partial(to_batch, device=process.device))
+        model = TwoDRCL(
+            TwoStageModel(detector), settings, plan.queues, partial(to_batch, device=process.device)
+        )
     model.to(process.device).train()
     alpha = alphas(settings.epochs, job.sampling.first_epoch)
     source = BatchSource(

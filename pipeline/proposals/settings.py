@@ -27,9 +27,7 @@ class ProposalsSettings:
     norm: Literal["frozen-bn", "gn"] = setting(
         "gn", "released: frozen-bn, which needs `init`; GroupNorm trains from random weights"
     )
-    init: Path | None = setting(  # noqa: RUF009  a field, like the others
-        None, "released: ImageNet weights of the trunk; none come with the project"
-    )
+    init: Path | None = setting(None, "released: ImageNet weights of the trunk; none come with the project")
     anchor_scale: float = setting(
         8.0,
         "released: one anchor per location, side 8 strides = 32 px and up; 4 where objects are < 16 px",

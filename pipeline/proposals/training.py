@@ -102,7 +102,7 @@ class OLNDataset(Dataset[OLNSample]):
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
 
-    def __getitem__(self, draw: Draw) -> OLNSample:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> OLNSample:
         width, height = (int(v) for v in self.annotations.sizes_wh[draw.image])
         sides = ((self.settings.short_side,), self.settings.long_side)
         geometry = draw_geometry((width, height), *sides, generator(self.seed, draw, "view_query"))

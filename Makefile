@@ -1,0 +1,29 @@
+# Two doors: `make demo` and `make test`.  Each makes .venv and installs the lock when they are not there.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test install lint clean
+
+demo: $(READY)
+	$(BIN)/python -m stages.demo
+
+test: $(READY)
+	$(BIN)/ruff check pipeline stages tests benchmarks
+	$(BIN)/ruff format --check -q pipeline stages tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests
+
+install: $(READY)
+
+# The lock is complete, hence --no-deps; pip compiles bytecode, which saves ten seconds at every start of mmdet.
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf artifacts/.work artifacts/*/ .dvc/tmp .dvc/cache dvc.lock

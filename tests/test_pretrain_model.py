@@ -1,0 +1,643 @@
+"""One step of 2DRCL: which term reaches what, on a toy detector; one and two processes; MMDetection's own."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy_detector import shard, tiny_settings, toy_batch, toy_model
+
+from pipeline.data.targets import Target
+from pipeline.engine.distributed import Process
+from pipeline.engine.loop import Hook, Trainer
+from pipeline.engine.schedule import Schedule
+from pipeline.pretrain.model import TwoDRCL, pooled
+from pipeline.pretrain.objective import TERMS
+from pipeline.pretrain.views import PretrainBatch
+
+# module of the toy -> prefix of its parameters
+MODULES = {
+    "backbone": "detector.backbone.",
+    "neck": "detector.neck.",
+    "shared": "detector.shared_fcs.",
+    "objectness": "detector.objectness.",
+    "classifier": "detector.classifier.",
+    "holistic": ("holistic.projector.", "holistic.predictor."),
+    "local": ("local.projector.", "local.predictor."),
+    "generator": "generator.",
+}
+REACHES = {
+    "hcl": {"backbone", "holistic"},
+    "lcl": {"backbone", "neck", "shared", "local"},
+    "ar": {"backbone", "generator"},
+    "sr": {"backbone", "generator"},
+    "det": {"backbone", "neck", "shared", "objectness", "classifier"},
+}
+
+
+def reached(model):
+    """Modules in which every parameter has a gradient, and some is not zero; none may be half reached."""
+    found = set()
+    for module, prefix in MODULES.items():
+        grads = [p.grad for n, p in model.named_parameters() if n.startswith(prefix)]
+        if any(g is not None and g.abs().max() > 0 for g in grads):
+            assert all(g is not None for g in grads), module
+            found.add(module)
+    return found
+
+
+def step(model, batch, lr=0.05):
+    """Forward, backward, plain SGD, after_step."""
+    losses = model(batch)
+    model.zero_grad()
+    losses["loss"].backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= lr * parameter.grad
+    model.after_step()
+    return {name: value.item() for name, value in losses.items()}
+
+
+def only(term):
+    return tiny_settings(terms=(term,))
+
+
+class Repeat(nn.Module):
+    """A perfect generator: it answers with an image it was given."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def forward(self, c5):
+        return self.image
+
+
+# the step
+
+
+def test_losses_carry_the_papers_names_and_add_up():
+    model = toy_model()
+    for seed in (0, 1):
+        losses = step(model, toy_batch(seed))
+    assert list(losses) == ["loss", "hcl", "lcl", "ar", "sr", "det"]
+    expected = (
+        0.1 * losses["hcl"] + 0.05 * losses["lcl"] + 0.1 * losses["ar"] + 0.9 * losses["sr"] + losses["det"]
+    )
+    assert losses["loss"] == pytest.approx(expected, rel=1e-5)
+    assert all(value > 0 for value in losses.values())
+
+
+def test_a_key_is_never_its_own_negative():
+    """The queues are empty at the first step, so both contrasts are exactly zero; then they are not."""
+    model = toy_model()
+    first, second = step(model, toy_batch(0)), step(model, toy_batch(1))
+    assert first["hcl"] == 0.0 and first["lcl"] == 0.0
+    assert second["hcl"] > 0 and second["lcl"] > 0
+    assert model.holistic.queue.image_ids.tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def slow_contrast(query, key, queue, temperature=0.2):
+    """Eq. 1 with every key of the queue."""
+    logits = [
+        torch.cat([(q * k).sum()[None], queue @ q]) / temperature for q, k in zip(query, key, strict=True)
+    ]
+    return torch.stack([torch.logsumexp(row, dim=0) - row[0] for row in logits]).mean()
+
+
+def slow_pooled(c5, sizes_wh):
+    """Mean of the cells of stride 32 that overlap the image."""
+    rows = [
+        maps[:, : -(-int(height) // 32), : -(-int(width) // 32)].mean(dim=(1, 2))
+        for maps, (width, height) in zip(c5, sizes_wh.tolist(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def test_holistic_contrast_equals_its_equation_from_parts():
+    model = toy_model()
+    step(model, toy_batch(0))
+    step(model, toy_batch(1))
+    batch, everything = toy_batch(2), torch.ones(4, dtype=torch.bool)
+    with torch.no_grad():
+        found = model.terms(batch)["hcl"]
+        encoder, parts = model.detector.encoder, model.holistic
+        query = parts.predictor(
+            parts.projector(slow_pooled(encoder.trunk(batch.query)[-1], batch.query_wh), everything),
+            everything,
+        )
+        key = parts.key_projector(
+            slow_pooled(model.key_encoder.trunk(batch.key)[-1], batch.key_wh), everything
+        )
+        expected = slow_contrast(F.normalize(query), F.normalize(key), parts.queue.keys)
+    torch.testing.assert_close(found, expected)
+
+
+def test_local_contrast_is_a_mean_over_valid_boxes():
+    model = toy_model(queues=(8, 12))
+    step(model, toy_batch(0))
+    batch = toy_batch(2, invalid=[(0, 1), (3, 0), (3, 1), (3, 2)])
+    valid = batch.valid.flatten()
+    with torch.no_grad():
+        found = model.terms(batch)["lcl"]
+        encoder, parts = model.detector.encoder, model.local
+        query = encoder.box_features(encoder.pyramid(encoder.trunk(batch.query)), batch.query_boxes)
+        query = parts.predictor(parts.projector(query, valid), valid)
+        momentum = model.key_encoder
+        key = momentum.box_features(momentum.pyramid(momentum.trunk(batch.key)), batch.key_boxes)
+        key = parts.key_projector(key, valid)
+        expected = slow_contrast(F.normalize(query)[valid], F.normalize(key)[valid], parts.queue.keys)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("mask_same_image", "is_zero"), [(True, True), (False, False)])
+def test_an_image_is_not_pushed_from_its_own_older_keys(mask_same_image, is_zero):
+    model = toy_model(tiny_settings(contrast={"mask_same_image": mask_same_image}))
+    batches = [dataclasses.replace(toy_batch(s), image_ids=torch.full((4,), 7)) for s in (0, 1)]
+    step(model, batches[0])
+    losses = step(model, batches[1])
+    assert (losses["hcl"] == 0.0) == is_zero and (losses["lcl"] == 0.0) == is_zero
+
+
+@pytest.mark.parametrize("canvas_wh", [(96, 64), (64, 160), (32, 32)])
+def test_pooled_equals_a_loop_on_any_canvas(canvas_wh):
+    random = torch.Generator().manual_seed(0)
+    c5 = torch.randn(4, 5, canvas_wh[1] // 32, canvas_wh[0] // 32, generator=random)
+    sizes_wh = torch.tensor([canvas_wh, (1, 1), (32, canvas_wh[1]), (canvas_wh[0], 20)], dtype=torch.float32)
+    torch.testing.assert_close(pooled(c5, sizes_wh), slow_pooled(c5, sizes_wh))
+
+
+# boxes that are not there
+
+
+def test_no_valid_box_is_a_finite_step_with_lcl_zero():
+    model = toy_model()
+    step(model, toy_batch(0))
+    keys = model.local.queue.keys.clone()
+    losses = step(model, toy_batch(1, invalid=list(itertools.product(range(4), range(3)))))
+    assert losses["lcl"] == 0.0 and all(np.isfinite(v) for v in losses.values())
+    for name, parameter in model.local.named_parameters():
+        assert parameter.grad is None or parameter.grad.abs().max() == 0, name
+    assert all(p.grad is not None for p in model.local.projector.parameters())
+    kept = model.local.queue.image_ids >= 0
+    assert kept.sum() == 4 and torch.equal(model.local.queue.keys[kept], keys[kept])
+
+
+def test_boxes_that_are_not_there_change_nothing():
+    """Wherever an invalid row points, losses and keys are the same."""
+    results = []
+    for corner in (0.0, 9.0):
+        model, batch = toy_model(), toy_batch(1, invalid=[(0, 0), (2, 1)])
+        step(model, toy_batch(0))
+        boxes = torch.where(batch.valid[..., None], batch.query_boxes, torch.tensor([corner, corner, 31, 30]))
+        key_boxes = torch.where(
+            batch.valid[..., None], batch.key_boxes, torch.tensor([corner, corner, 31, 30])
+        )
+        masks = torch.where(batch.valid[..., None], batch.masks, torch.tensor([0, 0, 64, 64]))
+        batch = dataclasses.replace(batch, query_boxes=boxes, key_boxes=key_boxes, masks=masks)
+        results.append((step(model, batch), model.local.queue.keys))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+# gradients
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_which_term_reaches_which_module(term):
+    model = toy_model()
+    step(model, toy_batch(0))
+    model.zero_grad()
+    model(toy_batch(1))[term].backward()
+    assert reached(model) == REACHES[term]
+    for name, parameter in model.named_parameters():
+        if "key_" in name:
+            assert not parameter.requires_grad and parameter.grad is None, name
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradient_of_the_target_of_semantic_reconstruction(detach):
+    """Beside the way through the generator, f(x) is reached as the target alone, and only if eq. 6 is literal."""
+    model, batch = toy_model(tiny_settings(reconstruction={"detach_target": detach})), toy_batch(0)
+    model.generator, passes = Repeat(batch.query), []
+    model.detector.backbone.register_forward_hook(lambda module, args, levels: passes.append(levels))
+    sr = model.terms(batch)["sr"]
+    assert len(passes) == 2  # one query forward serves every term; SR adds the masked one
+    gradients = torch.autograd.grad(sr, passes[0], allow_unused=True)
+    assert [g is not None and bool(g.abs().max() > 0) for g in gradients] == [not detach] * 4
+
+
+@pytest.mark.parametrize(
+    "terms", [c for n in range(1, 6) for c in itertools.combinations(TERMS, n)], ids="+".join
+)
+def test_no_ablation_leaves_a_parameter_waiting_for_a_gradient(terms):
+    model = toy_model(tiny_settings(terms=terms))
+    for seed in (0, 1):
+        losses = model(toy_batch(seed, images=2))
+        assert set(losses) == {"loss", *terms}
+        model.zero_grad()
+        losses["loss"].backward()
+        model.after_step()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert reached(model) == set.union(*(REACHES[term] for term in terms))
+
+
+@pytest.mark.parametrize(
+    ("term", "absent"),
+    [
+        ("hcl", ("local", "generator")),
+        ("lcl", ("holistic", "generator")),
+        ("sr", ("key_encoder", "holistic", "local")),
+        ("det", ("key_encoder", "holistic", "local", "generator")),
+    ],
+)
+def test_what_an_ablation_leaves_out_is_not_built(term, absent):
+    model = toy_model(only(term))
+    assert all(getattr(model, name) is None for name in absent)
+    assert all(p.requires_grad == (term in ("det",)) for p in model.detector.classifier.parameters())
+
+
+def test_what_was_frozen_stays_frozen():
+    model = toy_model()
+    model.detector.backbone.stem.requires_grad_(False)
+    again = TwoDRCL(model.detector, only("hcl"), (8, 8), model.to_batch)
+    assert not any(p.requires_grad for p in again.detector.backbone.stem.parameters())
+    assert all(p.requires_grad for p in again.detector.backbone.stages.parameters())
+
+
+# the momentum branch
+
+
+def queued(model):
+    """Keys of the last step."""
+    return model.holistic.queue.keys.clone(), model.local.queue.keys.clone()
+
+
+def keys_after(change):
+    model = toy_model()
+    step(model, toy_batch(0), lr=0.0)
+    with torch.no_grad():
+        change(model)
+        model(toy_batch(1))
+    model.after_step()
+    return queued(model)
+
+
+def shift(module):
+    for parameter in module.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_keys_follow_the_momentum_branch_alone():
+    plain = keys_after(lambda model: None)
+    for part in (
+        "detector",
+        "holistic.projector",
+        "holistic.predictor",
+        "local.projector",
+        "local.predictor",
+    ):
+        found = keys_after(lambda model, part=part: shift(model.get_submodule(part)))
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True)), part
+    for part, changed in (
+        ("key_encoder", (True, True)),
+        ("holistic.key_projector", (True, False)),
+        ("local.key_projector", (False, True)),
+    ):
+        found = keys_after(lambda model, part=part: shift(model.get_submodule(part)))
+        assert tuple(not torch.allclose(a, b) for a, b in zip(found, plain, strict=True)) == changed, part
+
+
+def test_momentum_branch_moves_after_the_optimizer():
+    model = toy_model(tiny_settings(contrast={"momentum": 0.75}))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    step(model, toy_batch(0))
+    pairs = [("key_encoder.", "detector.")] + [
+        (f"{c}.key_projector.", f"{c}.projector.") for c in ("holistic", "local")
+    ]
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        for key, query in pairs:
+            if name.startswith(key):
+                moved = parameters[query + name.removeprefix(key)]
+                torch.testing.assert_close(parameter, 0.75 * before[name] + 0.25 * moved)
+
+
+def test_keys_are_normalised_by_the_statistics_of_earlier_keys():
+    model, batch = toy_model(), toy_batch(0)
+    hidden = []
+    model.holistic.key_projector.first.register_forward_hook(lambda module, args, rows: hidden.append(rows))
+    step(model, batch)
+    norm = model.holistic.key_projector.norm
+    torch.testing.assert_close(norm.running_mean, hidden[0].mean(0))
+    torch.testing.assert_close(norm.running_var, hidden[0].var(0))
+    before = norm.running_mean.clone()
+    model.eval()
+    with torch.no_grad():
+        model(batch)
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_keys_of_different_images_stay_apart_while_the_query_encoder_moves():
+    """Normalised by the queries' statistics they had cosine 1.00 after 20 steps, and HCL was ln(1 + K)."""
+    model = toy_model(tiny_settings(terms=("hcl", "lcl", "det")), queues=(16, 48))
+    for seed in range(30):
+        step(model, toy_batch(seed), lr=0.2)
+    for keys in queued(model):
+        cosines = keys @ keys.T
+        apart = cosines[~torch.eye(len(keys), dtype=torch.bool)]
+        assert apart.mean().item() < 0.95
+
+
+def test_momentum_branch_is_always_in_eval_mode():
+    model = toy_model()
+    for mode in (True, False, True):
+        model.train(mode)
+        parts = (model.key_encoder, model.holistic.key_projector, model.local.key_projector)
+        assert not any(module.training for part in parts for module in part.modules())
+        assert model.holistic.projector.training == mode
+
+
+def test_queued_keys_are_unit_norm_after_every_step():
+    model = toy_model(queues=(6, 9))
+    for seed in range(3):
+        step(model, toy_batch(seed))
+        for keys in queued(model):
+            norms = keys.norm(dim=1)
+            torch.testing.assert_close(norms[norms > 0], torch.ones_like(norms[norms > 0]))
+
+
+# reconstruction inside the step
+
+
+def test_perfect_reconstruction_without_masks_costs_exactly_nothing():
+    model, batch = toy_model(), toy_batch(0)
+    model.generator = Repeat(batch.query)
+    terms = model.terms(dataclasses.replace(batch, valid=torch.zeros_like(batch.valid)))
+    assert terms["ar"].item() == 0.0 and terms["sr"].item() == 0.0
+    assert model.terms(batch)["sr"].item() > 0.0  # masks are seen
+
+
+def test_half_size_reconstructs_the_averaged_image():
+    model = toy_model(tiny_settings(reconstruction={"scale": "half"}))
+    batch = toy_batch(0)
+    half = F.avg_pool2d(batch.query, 2)
+    terms = model.terms(batch)
+    with torch.no_grad():
+        found = model.generator(model.detector.encoder.trunk(batch.query)[-1])
+    assert found.shape == half.shape  # the generator's own size: nothing is interpolated
+    per_image = [
+        (found - half)[i, :, : int(h) // 2, : int(w) // 2].square().mean()
+        for i, (w, h) in enumerate(batch.query_wh.tolist())
+    ]
+    torch.testing.assert_close(terms["ar"], torch.stack(per_image).mean())
+    model.generator = Repeat(half)
+    assert model.terms(batch)["ar"].item() == 0.0
+
+
+@pytest.mark.parametrize("scale", ["full", "half"])
+@pytest.mark.parametrize("canvas_wh", [(96, 64), (64, 96), (160, 96)])
+def test_padding_of_the_canvas_is_not_learnt(scale, canvas_wh):
+    """What the generator paints beside the images changes neither loss."""
+    model = toy_model(tiny_settings(terms=("ar", "sr"), reconstruction={"scale": scale}))
+    batch = toy_batch(0, canvas_wh=canvas_wh)
+    size = canvas_wh if scale == "full" else (canvas_wh[0] // 2, canvas_wh[1] // 2)
+    painted = torch.randn(4, 3, size[1], size[0], generator=torch.Generator().manual_seed(1))
+    losses = []
+    for beside in (0.0, 50.0):
+        for image, wh in zip(
+            painted, (batch.query_wh // (1 if scale == "full" else 2)).int().tolist(), strict=True
+        ):
+            image[:, wh[1] :], image[:, :, wh[0] :] = beside, beside
+        model.generator = Repeat(painted.clone())
+        losses.append({name: value.item() for name, value in model.terms(batch).items()})
+    assert losses[0] == losses[1]
+
+
+def test_images_weigh_the_same_whatever_their_size():
+    """A batch's AR and SR are the means of its images' own."""
+    for scale in ("full", "half"):
+        model, batch = toy_model(tiny_settings(reconstruction={"scale": scale})), toy_batch(3)
+        whole = model.terms(batch)
+        alone = [model.terms(shard(batch, i, 4)) for i in range(4)]
+        for term in ("ar", "sr"):
+            torch.testing.assert_close(whole[term], torch.stack([a[term] for a in alone]).mean())
+
+
+# precision, resume, speed
+
+
+def test_bf16_runs_in_trunk_and_generator_alone():
+    full, low = toy_model(), toy_model(tiny_settings(precision="bf16"))
+    levels = []
+    low.detector.backbone.register_forward_hook(lambda module, args, output: levels.extend(output))
+    for seed in (0, 1):
+        expected, losses = step(full, toy_batch(seed)), low(toy_batch(seed))
+        assert all(value.dtype == torch.float32 for value in losses.values())
+        assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+            expected, rel=0.05, abs=0.02
+        )
+        step(low, toy_batch(seed))
+    assert {level.dtype for level in levels} == {torch.bfloat16}
+    assert {value.dtype for value in low.state_dict().values() if torch.is_tensor(value)} == {
+        torch.float32,
+        torch.int64,
+    }
+    assert all(p.grad.dtype == torch.float32 for p in low.parameters() if p.requires_grad)
+    assert (low.detector.backbone.stem.weight != low.key_encoder.backbone.stem.weight).any()
+
+
+def test_small_momentum_steps_survive_bf16():
+    """1 - m = 0.001 of a small change is below bf16's resolution; the key encoder must move all the same."""
+    model = toy_model(tiny_settings(precision="bf16"))
+    before = model.key_encoder.backbone.stem.weight.clone()
+    step(model, toy_batch(0), lr=0.01)
+    step(model, toy_batch(1), lr=0.01)
+    assert (model.key_encoder.backbone.stem.weight != before).float().mean() > 0.5
+
+
+def test_resume_is_exact_to_the_bit(tmp_path):
+    model = toy_model(queues=(6, 7))
+    for seed in range(3):
+        step(model, toy_batch(seed))
+    torch.save(model.state_dict(), tmp_path / "state.pth")
+    again = toy_model(queues=(6, 7), seed=5)
+    again.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True), strict=True)
+    for seed in (3, 4):
+        assert step(model, toy_batch(seed)) == step(again, toy_batch(seed))
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b, name
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what would make the host wait for the device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITS:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scale", ["full", "half"])
+def test_no_term_of_ours_makes_the_host_wait(scale):
+    settings = tiny_settings(terms=("hcl", "lcl", "ar", "sr"), reconstruction={"scale": scale})
+    model, batch = toy_model(settings), toy_batch(0, invalid=[(1, 1)])
+    with Syncs() as syncs:
+        model(batch)["loss"].backward()
+        model.after_step()
+    assert syncs.found == []
+    with Syncs() as syncs:
+        batch.query.sum().item()
+    assert syncs.found  # the count counts
+
+
+def test_overfits_a_few_images():
+    model, batches = toy_model(queues=(16, 48)), [toy_batch(s) for s in range(2)]
+    history = [step(model, batches[i % 2], lr=0.1) for i in range(60)]
+    for term in ("hcl", "ar", "det"):
+        assert np.mean([h[term] for h in history[-6:]]) < np.mean([h[term] for h in history[4:10]]), term
+
+
+# two processes
+
+
+class Records(Hook):
+    """Keeps the history lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def after_step(self, trainer, record):
+        self.lines.append(dict(record))
+
+
+NOT_ON_THE_SECOND = [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
+RUNS = {
+    "everything": (tiny_settings(), [[], [(0, 1), (3, 0), (3, 2)], NOT_ON_THE_SECOND]),
+    "half size, bf16 off, no predictor": (
+        tiny_settings(reconstruction={"scale": "half"}, contrast={"predictor": False}),
+        [[(1, 1)], [], []],
+    ),
+    "hcl alone": (tiny_settings(terms=("hcl",)), [[], [], []]),
+    "lcl and sr": (tiny_settings(terms=("lcl", "sr")), [NOT_ON_THE_SECOND, [], [(0, 0)]]),
+}
+
+
+def train(name, rank, world):
+    """Three steps with the real Trainer (DistributedDataParallel for more than one process)."""
+    settings, invalid = RUNS[name]
+    model = toy_model(settings, queues=(10, 20))
+    records = Records()
+    trainer = Trainer(
+        model,
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9),
+        Schedule((3,), (), 0.05),
+        lambda start: (shard(toy_batch(s, invalid=invalid[s]), rank, world) for s in range(start, 3)),
+        images_per_step=4,
+        process=Process(rank, world, torch.device("cpu")),
+        hooks=[records],
+    )
+    trainer.train()
+    return records.lines, model.state_dict()
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save({name: train(name, rank, 2) for name in RUNS}, f"{folder}/result-{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    mp.spawn(process, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"result-{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_equal_one(two_processes, name):
+    lines, state = train(name, 0, 1)
+    for result in two_processes:
+        found_lines, found = result[name]
+        for line, expected in zip(found_lines, lines, strict=True):
+            assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for key, expected in state.items():
+            if torch.is_tensor(expected):
+                torch.testing.assert_close(found[key], expected, rtol=1e-4, atol=1e-5, msg=key)
+            else:
+                assert found[key] == expected, key
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_processes_hold_the_same_state(two_processes, name):
+    (_, first), (_, second) = (result[name] for result in two_processes)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if torch.is_tensor(value) else value == second[key], key
+
+
+# MMDetection's detector
+
+
+def photograph_like(random, canvas_wh):
+    coarse = torch.randn(2, 3, 4, 6, generator=random)
+    return F.interpolate(coarse, size=(canvas_wh[1], canvas_wh[0]), mode="bilinear")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_parameter_of_a_real_detector_learns(precision):
+    from pipeline.detectors.build import build_model, model_config
+    from pipeline.detectors.settings import DetectorSettings
+    from pipeline.detectors.two_stage import TwoStageModel
+
+    sizes = {"fpn_channels": 32, "fc_channels": 64, "anchor_scale": 4, "finest_scale": 14}
+    settings = DetectorSettings(depth=18, norm="gn", rpn_proposals=50, roi_samples=32, **sizes)
+    model = TwoDRCL(
+        TwoStageModel(build_model(model_config(settings, 5), seed=0)),
+        tiny_settings(precision=precision),
+        (8, 16),
+        lambda batch: batch,
+    ).train()
+    random, canvas_wh = torch.Generator().manual_seed(0), (96, 64)
+    boxes = torch.tensor([[4.0, 4, 30, 30], [20, 10, 60, 50], [1, 2, 90, 60]]).repeat(2, 1, 1)
+    targets = [Target(boxes[0, :2].numpy(), np.array([1, 4]), (90, 60), key) for key in range(2)]
+    batch = PretrainBatch(
+        query=photograph_like(random, canvas_wh),
+        key=photograph_like(random, canvas_wh),
+        query_wh=torch.tensor([[90.0, 60], [96, 64]]),
+        key_wh=torch.tensor([[90.0, 60], [96, 64]]),
+        query_boxes=boxes,
+        key_boxes=boxes,
+        masks=(boxes / 2 + boxes[..., :2].repeat(1, 1, 2) / 2).long(),
+        valid=torch.ones(2, 3, dtype=torch.bool),
+        image_ids=torch.tensor([3, 4]),
+        targets=targets,
+        canvas_wh=canvas_wh,
+    )
+    losses = model(batch)
+    losses["loss"].backward()
+    model.after_step()
+    assert set(losses) == {"loss", *TERMS}
+    assert all(torch.isfinite(value) and value.dtype == torch.float32 for value in losses.values())
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad == ("key_" not in name), name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    assert {value.dtype for value in model.state_dict().values() if torch.is_tensor(value)} <= {
+        torch.float32,
+        torch.int64,
+    }
+    assert model.holistic.queue.image_ids[:2].tolist() == [3, 4]
