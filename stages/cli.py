@@ -193,8 +193,8 @@ def pretrain(
     split = split_of(order.params, "train", annotations, images)
     from stages import pretrain as stage
 
-    found = proposals or default_out("proposals"), stats or default_out("stats")
-    stage.run(order, split, *found, init, tuple(allow_partial or ()))
+    found = (proposals or default_out("proposals"), stats or default_out("stats"))
+    stage.run(order, stage.Inputs(split, *found, init, tuple(allow_partial or ())))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -237,18 +237,11 @@ def finetune(
         raise UsageError(
             f"--out with {len(runs)} runs: {', '.join(runs)}", "choose one with --run or --method"
         )
+    parts = tuple(allow_partial or ())
+    inputs = stage.Inputs(split, stats or default_out("stats"), default_out("pretrain"), parts)
     for name, entry in runs.items():
         entry = dataclasses.replace(entry, init=str(init)) if init else entry
-        place = dataclasses.replace(order, out=out or default_out("finetune", name))
-        stage.run(
-            place,
-            split,
-            stats or default_out("stats"),
-            name,
-            entry,
-            default_out("pretrain"),
-            tuple(allow_partial or ()),
-        )
+        stage.run(dataclasses.replace(order, out=out or default_out("finetune", name)), name, entry, inputs)
 
 
 @app.command(rich_help_panel=PIPELINE)

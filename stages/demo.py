@@ -32,9 +32,7 @@ def main() -> int:
     say("`images drawn` is pre-training + fine-tuning: runs are compared at equal sums.")
     for what, where in LOOK_AT:
         say(f"  {where:52s} {what}")
-    say(
-        f"done in {time.monotonic() - started:.0f} s; `dvc repro` now does nothing, `dvc metrics show` has it all"
-    )
+    say(f"done in {time.monotonic() - started:.0f} s; `dvc repro` now does nothing; see `dvc metrics show`")
     return 0
 
 

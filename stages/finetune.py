@@ -1,6 +1,6 @@
 """`2drcl finetune --method ecm`: a pre-trained detector -> one trained with a long-tailed method."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipeline.finetune.methods import get_method
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
 from pipeline.finetune.training import FinetuneJob, FinetunePlan, build_detector, publish
 from pipeline.settings import to_plain
-from stages.common import Order, answer, check_splits, default_out
+from stages.common import Order, answer, check_splits
 from stages.console import say, warn
 from stages.pretrain import training_inputs
 from stages.training import keep_history, train_and_publish
@@ -41,66 +41,37 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
     return found
 
 
-def run(
-    order: Order,
-    split: Split,
-    stats: Path,
-    name: str,
-    entry: FinetuneRun,
-    pretrained: Path,
-    allow_partial: tuple[str, ...] = (),
-) -> None:
-    """Fine-tune one run.
+@dataclass(frozen=True)
+class Inputs:
+    """What one run is made from.
 
     Args:
-        order: options; `out` is the run's folder.
         split: what is trained on.
         stats: folder of the stats stage.
-        name: of the run.
-        entry: method, start, sampler.
         pretrained: folder of the pretrain stage.
         allow_partial: parts the initial weights may lack, besides `finetune.allow_partial`.
     """
+
+    split: Split
+    stats: Path
+    pretrained: Path
+    allow_partial: tuple[str, ...] = ()
+
+
+def run(order: Order, name: str, entry: FinetuneRun, inputs: Inputs) -> None:
+    """Fine-tune the run `name`; `order.out` is its folder."""
     order.machine.check()
     order.params.check_all()
     settings: FinetuneSettings = order.params.section("finetune")
-    detector, sampling = order.params.section("detector"), order.params.section("stats")
-    check_splits(split, order.params.section("data"))
-    init = _start(entry, pretrained, order.params.section("pretrain").init)
-    extra = 0
-    if entry.match_pretrain_draws:
-        extra = int(artifacts.read_manifest(pretrained, "pretrain")["images_drawn"])
-    shared = replace(settings, runs={}, allow_partial=(*settings.allow_partial, *allow_partial))
-    plain = {
-        "detector": to_plain(detector),
-        "finetune": to_plain(shared),
-        "run": to_plain(entry),
-        "stats": to_plain(sampling),
-        "extra_draws": extra,
-    }
-    manifest = artifacts.manifest("finetune", plain, training_inputs(split, stats, init), order.params.seed)
-    job = FinetuneJob(
-        annotations=split.annotations,
-        images=split.images,
-        stats=stats,
-        work=artifacts.scratch(order.out, "finetune", manifest["fingerprint"]),
-        seed=order.params.seed,
-        run=entry,
-        detector=detector,
-        finetune=shared,
-        sampling=sampling,
-        init=init,
-        extra_draws=extra,
-    )
+    check_splits(inputs.split, order.params.section("data"))
+    job, manifest = plan_run(order, entry, inputs)
     plan = FinetunePlan(job)
     order.machine.processes(settings.batch_size)
     say(f"finetune {name}: {build_detector(plan)[1].sentence()}")
     for warning in plan.warnings():
         warn(warning)
-    manifest |= {
-        "images_drawn": plan.images_drawn,
-        "images_drawn_with_init": plan.images_drawn + _drawn_by(init, pretrained),
-    }
+    before = _drawn_by(job.init, inputs.pretrained)
+    manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + before}
 
     def produce(state: dict[str, Any], folder: Path) -> None:
         publish(plan, state, folder)
@@ -108,6 +79,37 @@ def run(
 
     train_and_publish(order, manifest, job, settings.batch_size, produce)
     answer(order)
+
+
+def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[FinetuneJob, dict[str, Any]]:
+    """The job of one run, and the manifest of its product."""
+    settings: FinetuneSettings = order.params.section("finetune")
+    init = _start(entry, inputs.pretrained, order.params.section("pretrain").init)
+    extra = 0
+    if entry.match_pretrain_draws:
+        extra = int(artifacts.read_manifest(inputs.pretrained, "pretrain")["images_drawn"])
+    science = {
+        "detector": order.params.section("detector"),
+        "finetune": replace(
+            settings, runs={}, allow_partial=(*settings.allow_partial, *inputs.allow_partial)
+        ),
+        "run": entry,
+        "sampling": order.params.section("stats"),
+    }
+    plain = {**to_plain(science), "extra_draws": extra}
+    digests = training_inputs(inputs.split, inputs.stats, init)
+    manifest = artifacts.manifest("finetune", plain, digests, order.params.seed)
+    job = FinetuneJob(
+        annotations=inputs.split.annotations,
+        images=inputs.split.images,
+        stats=inputs.stats,
+        work=artifacts.scratch(order.out, "finetune", manifest["fingerprint"]),
+        seed=order.params.seed,
+        init=init,
+        extra_draws=extra,
+        **science,
+    )
+    return job, manifest
 
 
 def _start(entry: FinetuneRun, pretrained: Path, backbone: str | None) -> str | None:
@@ -121,8 +123,3 @@ def _drawn_by(init: str | None, pretrained: Path) -> int:
     if init != str(pretrained / "detector.pth"):
         return 0
     return int(artifacts.read_manifest(pretrained, "pretrain")["images_drawn"])
-
-
-def out_of(name: str) -> Path:
-    """Default folder of a run."""
-    return default_out("finetune", name)

@@ -1,5 +1,6 @@
 """`2drcl pretrain`: images, proposals, stats -> detector.pth and config.py, pre-trained with 2DRCL."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,31 @@ from stages.console import say, warn
 from stages.training import keep_history, train_and_publish
 
 
-def run(
-    order: Order,
-    split: Split,
-    proposals: Path,
-    stats: Path,
-    init: Path | None = None,
-    allow_partial: tuple[str, ...] = (),
-) -> None:
-    """Pre-train every module of the detector.
+@dataclass(frozen=True)
+class Inputs:
+    """What the run is made from.
 
     Args:
-        order: options.
         split: what is trained on.
         proposals, stats: folders of those stages, made from the same annotations.
         init: weights that replace `pretrain.init`.
         allow_partial: parts they may lack, besides `pretrain.allow_partial`.
     """
+
+    split: Split
+    proposals: Path
+    stats: Path
+    init: Path | None = None
+    allow_partial: tuple[str, ...] = ()
+
+
+def run(order: Order, inputs: Inputs) -> None:
+    """Pre-train every module of the detector."""
     order.machine.check()
     order.params.check_all()
-    settings, detector = order.params.section("pretrain"), order.params.section("detector")
-    sampling = order.params.section("stats")
-    check_splits(split, order.params.section("data"))
-    start = str(init) if init else settings.init
-    inputs = training_inputs(split, stats, start) | {"proposals": folder_digest(proposals, "proposals")}
-    plain = {"detector": to_plain(detector), "pretrain": to_plain(settings), "stats": to_plain(sampling)}
-    manifest = artifacts.manifest("pretrain", plain, inputs, order.params.seed)
-    job = PretrainJob(
-        annotations=split.annotations,
-        images=split.images,
-        proposals=proposals,
-        stats=stats,
-        work=artifacts.scratch(order.out, "pretrain", manifest["fingerprint"]),
-        seed=order.params.seed,
-        detector=detector,
-        pretrain=settings,
-        sampling=sampling,
-        init=start,
-        allow_partial=(*settings.allow_partial, *allow_partial),
-    )
+    settings = order.params.section("pretrain")
+    check_splits(inputs.split, order.params.section("data"))
+    job, manifest = plan_run(order, inputs)
     plan = PretrainPlan(job)
     order.machine.processes(settings.batch_size)
     say(f"pretrain: {build_detector(plan)[1].sentence()}")
@@ -71,6 +58,29 @@ def run(
     answer(order)
 
 
+def plan_run(order: Order, inputs: Inputs) -> tuple[PretrainJob, dict[str, Any]]:
+    """The job, and the manifest of its product."""
+    settings = order.params.section("pretrain")
+    start = str(inputs.init) if inputs.init else settings.init
+    science = {name: order.params.section(name) for name in ("detector", "pretrain")}
+    science["sampling"] = order.params.section("stats")
+    digests = training_inputs(inputs.split, inputs.stats, start)
+    digests["proposals"] = folder_digest(inputs.proposals, "proposals")
+    manifest = artifacts.manifest("pretrain", to_plain(science), digests, order.params.seed)
+    job = PretrainJob(
+        annotations=inputs.split.annotations,
+        images=inputs.split.images,
+        proposals=inputs.proposals,
+        stats=inputs.stats,
+        work=artifacts.scratch(order.out, "pretrain", manifest["fingerprint"]),
+        seed=order.params.seed,
+        init=start,
+        allow_partial=(*settings.allow_partial, *inputs.allow_partial),
+        **science,
+    )
+    return job, manifest
+
+
 def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, str]:
     """Digests of what a training reads, after checking that the stats are of these annotations.
 
@@ -82,7 +92,7 @@ def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, st
     made_for = artifacts.read_manifest(stats, "stats")["inputs"]["annotations"]
     if made_for != digest:
         raise MismatchedInput(
-            f"{stats} was made for other annotations ({made_for[:8]}) than {split.annotations} ({digest[:8]})",
+            f"{stats} is of other annotations ({made_for[:8]}) than {split.annotations} ({digest[:8]})",
             "run `2drcl stats` on these annotations",
         )
     inputs = {"annotations": digest, "stats": artifacts.file_digest(stats / "categories.parquet")}

@@ -371,7 +371,7 @@ def test_polygons_of_annotations(tmp_path: Path) -> None:
         [],
         None,
         {"size": [80, 100], "counts": [8000]},
-        [[0, 0, 5, 0, 5]],
+        [[0, 0, 5, 0, 5, 5, 0]],
         [[0, 0, 5, 0, 5, nan]],
         [[nan, 0, 5, 0, 5, 5]],
         [[0, 0, 5, 0, 5, 10**400]],

@@ -413,6 +413,8 @@ def test_publishing_leaves_a_live_process_its_folder(tmp_path: Path) -> None:
     publish(tmp_path / "out")
     assert theirs.exists() and all(o.exists() for o in others)
     assert not any(d.exists() for d in dead)
+    publish(tmp_path / "out[.]b")  # a name is no pattern
+    assert all(o.exists() for o in others)
 
 
 # --- scratch

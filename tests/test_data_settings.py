@@ -101,6 +101,9 @@ def test_copies_that_cannot_be_compared_are_refused_by_id_name_and_size(tmp_path
     folders = tmp_path / "train", tmp_path / "absent"
     with pytest.raises(MismatchedInput):
         refuse_overlap(train, folders[0], split(tmp_path, "val", (1, "b/1.jpg")), folders[1])
+    write(folders[1] / "b" / "1.jpg", b"only one of the two is there")
+    with pytest.raises(MismatchedInput):
+        refuse_overlap(train, folders[0], split(tmp_path, "val", (1, "b/1.jpg")), folders[1])
     for other in (
         split(tmp_path, "other id", (2, "b/1.jpg")),
         split(tmp_path, "other name", (1, "b/2.jpg")),

@@ -90,7 +90,7 @@ def test_history_of_an_earlier_life_without_checkpoint_is_dropped(
 def test_history_that_lost_lines_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_toy(tmp_path, StopAt(7))
-    (tmp_path / "history.jsonl").write_bytes(b'{"step": 0}\n')
+    (tmp_path / "history.jsonl").write_bytes(b'{"step": 0}\n{"step": 1, "epo')
     with caplog.at_level(logging.WARNING):
         run_toy(tmp_path)
     assert [r.message for r in caplog.records] == [

@@ -128,12 +128,14 @@ def test_roi_align_gradient_is_the_numerical_one() -> None:
     )  # each bin is an average
 
 
-def test_roi_align_takes_bf16_forward_and_backward_outside_autocast() -> None:
+@pytest.mark.parametrize("autocast", [True, False])
+def test_roi_align_takes_bf16_forward_and_backward(autocast: bool) -> None:
+    """The backward pass is outside autocast in either case, as in training."""
     rounded = noise(2, 4, 16, 16).bfloat16()
     variable = rounded.clone().requires_grad_()
     reference = rounded.float().requires_grad_()
     layer = mmcv.ops.RoIAlign(3, spatial_scale=0.5)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = layer(variable, ROIS)
     expected = layer(reference, ROIS)
     weights = noise(*found.shape, seed=1).bfloat16()

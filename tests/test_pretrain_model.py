@@ -19,6 +19,7 @@ from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.schedule import Schedule
 from pipeline.pretrain.model import TwoDRCL, pooled
 from pipeline.pretrain.objective import TERMS
+from pipeline.pretrain.reconstruction import STRIDES, halved_levels
 from pipeline.pretrain.views import PretrainBatch
 
 # module of the toy -> prefix of its parameters
@@ -97,11 +98,13 @@ def test_losses_carry_the_papers_names_and_add_up():
 
 def test_a_key_is_never_its_own_negative():
     """The queues are empty at the first step, so both contrasts are exactly zero; then they are not."""
-    model = toy_model()
+    model = toy_model(queues=(8, 24))
     first, second = step(model, toy_batch(0)), step(model, toy_batch(1))
     assert first["hcl"] == 0.0 and first["lcl"] == 0.0
     assert second["hcl"] > 0 and second["lcl"] > 0
-    assert model.holistic.queue.image_ids.tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+    images = [0, 1, 2, 3, 10, 11, 12, 13]
+    assert model.holistic.queue.image_ids.tolist() == images
+    assert model.local.queue.image_ids.tolist() == [image for image in images for _ in range(3)]
 
 
 def slow_contrast(query, key, queue, temperature=0.2):
@@ -127,7 +130,6 @@ def test_holistic_contrast_equals_its_equation_from_parts():
     step(model, toy_batch(1))
     batch, everything = toy_batch(2), torch.ones(4, dtype=torch.bool)
     with torch.no_grad():
-        found = model.terms(batch)["hcl"]
         encoder, parts = model.detector.encoder, model.holistic
         query = parts.predictor(
             parts.projector(slow_pooled(encoder.trunk(batch.query)[-1], batch.query_wh), everything),
@@ -137,6 +139,7 @@ def test_holistic_contrast_equals_its_equation_from_parts():
             slow_pooled(model.key_encoder.trunk(batch.key)[-1], batch.key_wh), everything
         )
         expected = slow_contrast(F.normalize(query), F.normalize(key), parts.queue.keys)
+        found = model.terms(batch)["hcl"]
     torch.testing.assert_close(found, expected)
 
 
@@ -146,7 +149,6 @@ def test_local_contrast_is_a_mean_over_valid_boxes():
     batch = toy_batch(2, invalid=[(0, 1), (3, 0), (3, 1), (3, 2)])
     valid = batch.valid.flatten()
     with torch.no_grad():
-        found = model.terms(batch)["lcl"]
         encoder, parts = model.detector.encoder, model.local
         query = encoder.box_features(encoder.pyramid(encoder.trunk(batch.query)), batch.query_boxes)
         query = parts.predictor(parts.projector(query, valid), valid)
@@ -154,6 +156,7 @@ def test_local_contrast_is_a_mean_over_valid_boxes():
         key = momentum.box_features(momentum.pyramid(momentum.trunk(batch.key)), batch.key_boxes)
         key = parts.key_projector(key, valid)
         expected = slow_contrast(F.normalize(query)[valid], F.normalize(key)[valid], parts.queue.keys)
+        found = model.terms(batch)["lcl"]
     torch.testing.assert_close(found, expected)
 
 
@@ -224,7 +227,7 @@ def test_which_term_reaches_which_module(term):
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_gradient_of_the_target_of_semantic_reconstruction(detach):
-    """Beside the way through the generator, f(x) is reached as the target alone, and only if eq. 6 is literal."""
+    """Beside the way through the generator, f(x) is reached as the target alone, if eq. 6 is literal."""
     model, batch = toy_model(tiny_settings(reconstruction={"detach_target": detach})), toy_batch(0)
     model.generator, passes = Repeat(batch.query), []
     model.detector.backbone.register_forward_hook(lambda module, args, levels: passes.append(levels))
@@ -403,6 +406,36 @@ def test_half_size_reconstructs_the_averaged_image():
     assert model.terms(batch)["ar"].item() == 0.0
 
 
+def hidden(mask, shape_hw, factor):
+    """(H, W) pixels whose centre, in pixels of the full view, lies in the rectangle."""
+    ys, xs = ((torch.arange(side) + 0.5) * factor for side in shape_hw)
+    x1, y1, x2, y2 = mask.tolist()
+    return ((ys >= y1) & (ys < y2))[:, None] & ((xs >= x1) & (xs < x2))[None]
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("full", 1), ("half", 2)])
+@pytest.mark.parametrize("canvas_wh", [(96, 64), (96, 160)])
+def test_semantic_reconstruction_equals_its_equation_from_parts(scale, factor, canvas_wh):
+    model = toy_model(tiny_settings(reconstruction={"scale": scale}))
+    batch = toy_batch(0, canvas_wh=canvas_wh, invalid=[(1, 2)])
+    trunk, expected = model.detector.encoder.trunk, 0.0
+    with torch.no_grad():
+        levels = trunk(batch.query)
+        painted = model.generator(levels[-1])
+        if scale == "full":
+            painted = F.interpolate(painted, scale_factor=2, mode="bilinear")
+        for i, (width, height) in enumerate((batch.query_wh // factor).int().tolist()):
+            painted[i, :, height:], painted[i, :, :, width:] = 0, 0
+            for mask in batch.masks[i][batch.valid[i]]:
+                painted[i, :, hidden(mask, painted.shape[-2:], factor)] = 0
+        targets = levels if scale == "full" else halved_levels(levels, batch.query_wh)
+        for target, level, stride in zip(targets, trunk(painted), STRIDES, strict=True):
+            for i, (width, height) in enumerate((batch.query_wh // factor).int().tolist()):
+                seen = (i, slice(None), slice(-(-height // stride)), slice(-(-width // stride)))
+                expected += (target[seen] - level[seen]).square().mean() / 4
+        torch.testing.assert_close(model.terms(batch)["sr"], expected)
+
+
 @pytest.mark.parametrize("scale", ["full", "half"])
 @pytest.mark.parametrize("canvas_wh", [(96, 64), (64, 96), (160, 96)])
 def test_padding_of_the_canvas_is_not_learnt(scale, canvas_wh):
@@ -437,22 +470,16 @@ def test_images_weigh_the_same_whatever_their_size():
 
 def test_bf16_runs_in_trunk_and_generator_alone():
     full, low = toy_model(), toy_model(tiny_settings(precision="bf16"))
-    levels = []
-    low.detector.backbone.register_forward_hook(lambda module, args, output: levels.extend(output))
+    low_levels, dtypes = [], set()
+    low.detector.backbone.register_forward_hook(lambda module, args, output: low_levels.extend(output))
+    low.register_forward_hook(lambda module, args, losses: dtypes.update(v.dtype for v in losses.values()))
     for seed in (0, 1):
-        expected, losses = step(full, toy_batch(seed)), low(toy_batch(seed))
-        assert all(value.dtype == torch.float32 for value in losses.values())
-        assert {name: value.item() for name, value in losses.items()} == pytest.approx(
-            expected, rel=0.05, abs=0.02
-        )
-        step(low, toy_batch(seed))
-    assert {level.dtype for level in levels} == {torch.bfloat16}
-    assert {value.dtype for value in low.state_dict().values() if torch.is_tensor(value)} == {
-        torch.float32,
-        torch.int64,
-    }
+        expected = step(full, toy_batch(seed))
+        assert step(low, toy_batch(seed)) == pytest.approx(expected, rel=0.05)
+    assert {level.dtype for level in low_levels} == {torch.bfloat16}
+    assert dtypes == {torch.float32}
+    assert {v.dtype for v in low.state_dict().values() if torch.is_tensor(v)} == {torch.float32, torch.int64}
     assert all(p.grad.dtype == torch.float32 for p in low.parameters() if p.requires_grad)
-    assert (low.detector.backbone.stem.weight != low.key_encoder.backbone.stem.weight).any()
 
 
 def test_small_momentum_steps_survive_bf16():
@@ -506,10 +533,21 @@ def test_no_term_of_ours_makes_the_host_wait(scale):
 
 
 def test_overfits_a_few_images():
-    model, batches = toy_model(queues=(16, 48)), [toy_batch(s) for s in range(2)]
-    history = [step(model, batches[i % 2], lr=0.1) for i in range(60)]
-    for term in ("hcl", "ar", "det"):
-        assert np.mean([h[term] for h in history[-6:]]) < np.mean([h[term] for h in history[4:10]]), term
+    """Both contrasts fall below chance (ln of the negatives plus one), and the images are painted."""
+    model = toy_model(tiny_settings(terms=("hcl", "lcl", "ar")), queues=(16, 48))
+    batches = [toy_batch(seed) for seed in range(2)]
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.003)
+    history = []
+    for i in range(70):
+        losses = model(batches[i % 2])
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        model.after_step()
+        history.append({name: value.item() for name, value in losses.items()})
+    last = {name: np.mean([losses[name] for losses in history[-10:]]) for name in history[0]}
+    assert last["hcl"] < 0.8 * np.log(1 + 14) and last["lcl"] < 0.9 * np.log(1 + 42)
+    assert last["ar"] < 0.5 * history[0]["ar"]
 
 
 # two processes
@@ -528,7 +566,7 @@ class Records(Hook):
 NOT_ON_THE_SECOND = [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
 RUNS = {
     "everything": (tiny_settings(), [[], [(0, 1), (3, 0), (3, 2)], NOT_ON_THE_SECOND]),
-    "half size, bf16 off, no predictor": (
+    "half size, no predictor": (
         tiny_settings(reconstruction={"scale": "half"}, contrast={"predictor": False}),
         [[(1, 1)], [], []],
     ),
@@ -578,7 +616,7 @@ def test_two_processes_equal_one(two_processes, name):
             assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
         for key, expected in state.items():
             if torch.is_tensor(expected):
-                torch.testing.assert_close(found[key], expected, rtol=1e-4, atol=1e-5, msg=key)
+                torch.testing.assert_close(found[key], expected, rtol=1e-4, atol=1e-4, msg=key)
             else:
                 assert found[key] == expected, key
 

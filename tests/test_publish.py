@@ -149,12 +149,13 @@ def test_a_batch_and_the_inferencer_work_too(faster: Path, images: Path) -> None
 
 def test_more_classes_than_coco_has_colours(tmp_path: Path) -> None:
     """mmdet refuses to draw when its palette is shorter than the list of classes; LVIS has 1,203."""
-    names = [f"class {i}" for i in range(81)]
-    model = model_of("faster-rcnn", num_classes=81)
+    names = [f"class {i}" for i in range(140)]
+    model = model_of("faster-rcnn", num_classes=140)
     publish_detector(tmp_path, weights_of(model), model, names, TEST_WH, {})
     detector = init_detector(str(tmp_path / "config.py"), str(tmp_path / "detector.pth"), device="cpu")
     image = np.random.default_rng(0).integers(0, 256, size=(64, 96, 3), dtype=np.uint8)
     result = inference_detector(detector, image)
+    result.pred_instances.labels.fill_(len(names) - 1)
     drawer = VISUALIZERS.build({"type": "DetLocalVisualizer", "name": "many"})
     drawer.dataset_meta = detector.dataset_meta
     drawer.add_datasample("image", image, result, draw_gt=False, pred_score_thr=0.0)

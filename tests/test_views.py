@@ -189,6 +189,9 @@ def test_draws_follow_their_settings() -> None:
         drawn = [draw_geometry((100, 80), (48, 64), 128, rng, flip=flip) for _ in range(60)]
         assert all(g.flip == bool(flip) and g.crop == (0, 0, 100, 80) for g in drawn)
         assert {g.size_wh for g in drawn} == {(60, 48), (80, 64)}
+    crops = [draw_geometry((10, 8), (64,), 128, rng, crop=(0.5, 0.9)).crop for _ in range(300)]
+    assert [min(c[0] for c in crops), min(c[1] for c in crops)] == [0, 0]  # to every border
+    assert [max(c[2] for c in crops), max(c[3] for c in crops)] == [10, 8]
     flips = [draw_geometry((100, 80), (64,), 128, rng).flip for _ in range(400)]
     assert 160 < sum(flips) < 240
     same = [

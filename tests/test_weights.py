@@ -287,8 +287,10 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
 
 
 def test_what_is_published_is_a_copy_without_its_prefix() -> None:
-    state = {"model.detector.a.weight": torch.arange(6.0).reshape(2, 3).T, "queue": torch.zeros(2)}
+    weight, bias = torch.arange(6.0).reshape(2, 3).T, torch.ones(2)  # (6) -> (2, 3) -> (3, 2)
+    state = {"model.detector.a.weight": weight, "model.detector.a.bias": bias, "queue": torch.zeros(2)}
     found = clone_state(state, "model.detector.")
-    assert list(found) == ["a.weight"] and found["a.weight"].is_contiguous()
-    state["model.detector.a.weight"].zero_()
-    assert found["a.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert list(found) == ["a.weight", "a.bias"] and found["a.weight"].is_contiguous()
+    weight.zero_()
+    bias.zero_()
+    assert found["a.weight"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["a.bias"].tolist() == [1, 1]

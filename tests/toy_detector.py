@@ -117,9 +117,7 @@ def toy_model(settings=None, queues=(8, 16), seed=0):
 def toy_batch(seed=0, images=4, boxes=3, canvas_wh=(96, 64), invalid=()):
     """A batch whose images differ in size; `invalid` lists (image, box) pairs that do not exist."""
     random = torch.Generator().manual_seed(seed)
-    sizes = torch.stack(
-        [torch.randint(side - 30, side + 1, (images,), generator=random) for side in canvas_wh], dim=1
-    ).float()  # 2 x (B,) -> (B, 2)
+    sizes, key_sizes = (_sizes(images, canvas_wh, random) for _ in range(2))
     valid = torch.ones(images, boxes, dtype=torch.bool)
     for image, box in invalid:
         valid[image, box] = False
@@ -128,9 +126,9 @@ def toy_batch(seed=0, images=4, boxes=3, canvas_wh=(96, 64), invalid=()):
     scenes = F.interpolate(coarse, size=(canvas_wh[1], canvas_wh[0]), mode="bilinear")
     return PretrainBatch(
         query=_padded(scenes, sizes),
-        key=_padded(scenes + 0.1 * torch.randn(scenes.shape, generator=random), sizes),
+        key=_padded(scenes + 0.1 * torch.randn(scenes.shape, generator=random), key_sizes),
         query_wh=sizes,
-        key_wh=sizes,
+        key_wh=key_sizes,
         query_boxes=query_boxes,
         key_boxes=_boxes(images, boxes, random),
         masks=(query_boxes + torch.tensor([2.0, 2, -3, -4])).long(),
@@ -147,6 +145,12 @@ def shard(batch, rank, world):
     mine = slice(rank * size, (rank + 1) * size)
     fields = {name: value if name == "canvas_wh" else value[mine] for name, value in vars(batch).items()}
     return PretrainBatch(**fields)
+
+
+def _sizes(images, canvas_wh, random):
+    """(B, 2): between half and all of the canvas on each side."""
+    sides = [torch.randint(side // 2, side + 1, (images,), generator=random) for side in canvas_wh]
+    return torch.stack(sides, dim=1).float()  # 2 x (B,) -> (B, 2)
 
 
 def _padded(views, sizes):
