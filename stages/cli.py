@@ -58,6 +58,10 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=0, help="Loader processes per process.", rich_help_panel="Machine"),
 ]
+SaveEvery = Annotated[
+    float,
+    typer.Option("--save-every", min=0, help="Seconds between checkpoints.", rich_help_panel="Machine"),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every draw; default: params.yaml.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the product and unfinished work.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in JSON; do nothing.")]
@@ -89,7 +93,10 @@ def _order(stage: str, out: Path | None, params: Path | None, seed: int | None, 
     refuse_under_dvc(seed=seed)
     loaded = load(params, {} if seed is None else {"seed": seed})
     place = out or (ARTIFACTS / "sample" if stage == "sample" else default_out(stage))
-    machine = Machine(options.pop("gpus", None), options.pop("procs", 1), options.pop("workers", None))
+    asked = {
+        name: options.pop(name) for name in ("gpus", "procs", "workers", "save_every") if name in options
+    }
+    machine = Machine(**asked)
     return Order(loaded, place, machine, **options)
 
 
@@ -121,6 +128,7 @@ def proposals(
     gpus: Gpus = None,
     procs: Procs = 1,
     workers: Workers = None,
+    save_every: SaveEvery = 120.0,
     seed: Seed = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
@@ -131,7 +139,8 @@ def proposals(
 
     order = _order(
         "proposals", out, params, seed,
-        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+        gpus=gpus, procs=procs, workers=workers, save_every=save_every,
+        fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
     order.machine.check()
     split = split_of(order.params, "train", annotations, images)
@@ -176,6 +185,7 @@ def pretrain(
     gpus: Gpus = None,
     procs: Procs = 1,
     workers: Workers = None,
+    save_every: SaveEvery = 120.0,
     seed: Seed = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
@@ -187,7 +197,8 @@ def pretrain(
     refuse_under_dvc(init=init)
     order = _order(
         "pretrain", out, params, seed,
-        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+        gpus=gpus, procs=procs, workers=workers, save_every=save_every,
+        fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
     order.machine.check()
     split = split_of(order.params, "train", annotations, images)
@@ -213,6 +224,7 @@ def finetune(
     gpus: Gpus = None,
     procs: Procs = 1,
     workers: Workers = None,
+    save_every: SaveEvery = 120.0,
     seed: Seed = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
@@ -226,7 +238,8 @@ def finetune(
     refuse_under_dvc(init=init, method=method)
     order = _order(
         "finetune", out, params, seed,
-        gpus=gpus, procs=procs, workers=workers, fresh=fresh, dry_run=dry_run, as_json=json,
+        gpus=gpus, procs=procs, workers=workers, save_every=save_every,
+        fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
     order.machine.check()
     split = split_of(order.params, "train", annotations, images)

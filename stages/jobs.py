@@ -33,12 +33,12 @@ JOBS = {
 }
 
 
-def run(stage: str, job: Any, use_gpu: bool, workers: int) -> None:
+def run(stage: str, job: Any, use_gpu: bool, workers: int, save_every: float) -> None:
     """Train in this process, as one of the group if there is one."""
     _, plan_class, build_trainer = JOBS[stage].load()
     process = join(use_gpu)
     try:
-        checkpoints = Checkpoints(job.work / "checkpoints")
+        checkpoints = Checkpoints(job.work / "checkpoints", seconds=save_every)
         hooks: list[Hook] = [History(job.work / "history.jsonl"), checkpoints, StopOnSignal(checkpoints)]
         if is_first():
             hooks.append(ProgressLine(stage))

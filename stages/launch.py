@@ -1,6 +1,7 @@
 """Start a training job: in this process, or as several through torchrun; bring errors back whole."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -17,6 +18,8 @@ from pipeline.errors import TwoDRCLError, UsageError
 from pipeline.settings import to_plain
 from stages import jobs
 from stages.machine import Machine, in_group
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def train(stage: str, job: Any, machine: Machine, batch_size: int) -> None:
@@ -35,27 +38,39 @@ def train(stage: str, job: Any, machine: Machine, batch_size: int) -> None:
     workers = machine.loader_workers(use_gpu)
     with exclusive(job.work):
         if world == 1 or in_group():
-            jobs.run(stage, job, use_gpu, workers)
+            jobs.run(stage, job, use_gpu, workers, machine.save_every)
         else:
-            _torchrun(stage, job, world, use_gpu, workers)
+            order = {"stage": stage, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers}
+            _torchrun(job.work, world, {**order, "save_every": machine.save_every})
 
 
-def _torchrun(stage: str, job: Any, world: int, use_gpu: bool, workers: int) -> None:
-    order = job.work / "job.json"
-    write_json(order, {"stage": stage, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers})
-    for old in job.work.glob("error-*.json"):
+def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
+    order = work / "job.json"
+    write_json(order, content)
+    for old in work.glob("error-*.json"):
         old.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // world)), **os.environ}
-    log = job.work / "torchrun.log"
+    log = work / "torchrun.log"
     child = subprocess.Popen(
-        [*command, "-m", "stages.worker", str(order)], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, "-m", "stages.worker", str(order)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=die_with_parent,
     )
     with _forwarding(child):
         _pass_on(child, log)
         code = child.wait()
     if code:
-        raise _first_error(job.work, code, log)
+        raise _first_error(work, code, log)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends: a killed run must not leave workers behind that
+    hold the GPUs and wait for each other."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _pass_on(child: "subprocess.Popen[str]", log: Path) -> None:

@@ -14,11 +14,13 @@ class Machine:
         gpus: number of GPUs; 0 is the CPU; None: the largest visible count that divides the batch.
         procs: number of CPU processes when there is no GPU.
         workers: loader processes per process; None: 2 with a GPU, 0 without.
+        save_every: seconds between checkpoints; what a kill can cost.
     """
 
     gpus: int | None = None
     procs: int = 1
     workers: int | None = None
+    save_every: float = 120.0
 
     def check(self) -> None:
         """Refuse what this machine does not have, before anything starts.

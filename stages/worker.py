@@ -11,15 +11,17 @@ from pipeline.artifacts import write_json
 from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
+from stages.launch import die_with_parent
 
 
 def main(order_path: Path) -> int:
     """Run the job; leave an account of any error beside it, because torchrun only passes a number on."""
+    die_with_parent()
     order = json.loads(order_path.read_text())
     job_class, _, _ = jobs.JOBS[order["stage"]].load()
     job = build(job_class, order["job"], "job")
     try:
-        jobs.run(order["stage"], job, order["use_gpu"], order["workers"])
+        jobs.run(order["stage"], job, order["use_gpu"], order["workers"], order["save_every"])
     except BaseException as problem:
         report = {
             "message": str(problem) if isinstance(problem, TwoDRCLError) else traceback.format_exc(),

@@ -1,5 +1,6 @@
 """From global batches to a DataLoader: this process's share, decoded by workers, in a fixed order."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,7 @@ class BatchSource:
             num_workers=self.workers,
             collate_fn=collate_as_is,
             timeout=TIMEOUT_S if self.workers else 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
         )
         for samples in loader:
@@ -86,3 +88,9 @@ class BatchSource:
             if problems:
                 raise problems[0]
             yield samples
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group must not kill a loader before the trainer has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -112,9 +112,9 @@ class FinetunePlan:
         return self.job.extra_draws // self.job.finetune.batch_size
 
     def _epochs_for(self, steps: int) -> int:
-        """Enough epochs of about the own length to hold `steps`."""
+        """Enough epochs of about the own length to hold `steps`; one spare, as lengths are drawn."""
         own = self._own_schedule
-        return -(-steps // min(own.epoch_steps)) if steps > own.total else self.job.finetune.epochs
+        return 1 - (-steps // min(own.epoch_steps)) if steps > own.total else self.job.finetune.epochs
 
     def _sampler(self, epochs: int) -> EpochSampler:
         settings, sampling, run = self.job.finetune, self.job.sampling, self.job.run
