@@ -8,10 +8,12 @@ import numpy as np
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
+from pipeline.detectors.supervised import SupervisedModel
+from pipeline.detectors.weights import clone_state
 from pipeline.engine.checkpoint import state_digest
 from pipeline.proposals.generation import generate
 from pipeline.proposals.store import write_proposals
-from pipeline.proposals.training import MODEL_PREFIX, ProposalsJob, ProposalsPlan, build_oln
+from pipeline.proposals.training import ProposalsJob, ProposalsPlan, build_oln
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits
 from stages.console import say, track
@@ -34,7 +36,7 @@ def run(order: Order, split: Split, allow_partial: tuple[str, ...] = ()) -> None
     say(build_oln(plan)[1].sentence())
 
     def publish(state: dict[str, Any], folder: Path) -> None:
-        weights = {n.removeprefix(MODEL_PREFIX): t for n, t in state.items()}
+        weights = clone_state(state, SupervisedModel.PREFIX)
         rows = _tracked(generate(plan, weights), len(plan.annotations.image_ids))
         write_proposals(folder, plan.annotations, rows, settings.source, state_digest(weights))
 

@@ -110,6 +110,14 @@ def test_a_second_run_does_nothing(project):
     assert (project / "artifacts/pretrain/default/detector.pth").stat().st_mtime_ns == before
 
 
+def assert_terms_agree(one: Path, other: Path) -> None:
+    lines = [path.read_text().splitlines() for path in (one, other)]
+    assert len(lines[0]) == len(lines[1])
+    first, same = (json.loads(content[0]) for content in lines)
+    for term in ("hcl", "lcl", "ar", "sr"):
+        assert first[term] == pytest.approx(same[term], rel=1e-4, abs=1e-6), term
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_killed_and_continued_equals_undisturbed(project, processes):
     """kill -9 after the first checkpoint; the same command ends with the same bytes."""
@@ -122,9 +130,8 @@ def test_killed_and_continued_equals_undisturbed(project, processes):
     while not list(work.glob("*/checkpoints/step-00000002.sha256")) and time.monotonic() < deadline:
         time.sleep(0.02)
         assert process.poll() is None, process.communicate()[1]
-    subprocess.run(["pkill", "-9", "-P", str(process.pid)], check=False)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=30)  # returns once no worker holds the pipe any more
     assert not (project / out).exists()
     process = start(project, *arguments)
     talk = process.communicate(timeout=200)[1]
@@ -135,8 +142,8 @@ def test_killed_and_continued_equals_undisturbed(project, processes):
         assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
         assert (project / out / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
     else:
-        # L_det's normalisers are per process in mmdet, the other terms are equal
-        assert mine.keys() == theirs.keys()
+        # L_det's normalisers are per process in mmdet; every other term of the first steps is the same number
+        assert_terms_agree(project / out / "history.jsonl", whole / "history.jsonl")
 
 
 def test_sigterm_saves_and_exits_75(project):

@@ -1,28 +1,21 @@
 """From settings and files to a running fine-tuning with one long-tailed method, and to its detector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 import pipeline.finetune as losses  # registers the methods' losses
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.data.draws import Draw, generator, key_of
-from pipeline.data.images import read_image
 from pipeline.data.loading import BatchSource
-from pipeline.data.photometric import normalise, on_canvas, to_float
-from pipeline.data.targets import Target, target_of
-from pipeline.data.views import draw_geometry
+from pipeline.data.single_view import SingleViewDataset
 from pipeline.detectors.build import build_model, model_config
 from pipeline.detectors.publish import publish_detector
 from pipeline.detectors.settings import DetectorSettings
-from pipeline.detectors.two_stage import TwoStageModel
+from pipeline.detectors.supervised import SupervisedModel
 from pipeline.detectors.weights import LoadReport, clone_state, load_initial
 from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Trainer
@@ -37,7 +30,6 @@ from pipeline.stats.sampler import EpochSampler, build_sampler
 from pipeline.stats.settings import StatsSettings, resolve_threshold
 from pipeline.stats.tables import read_categories
 
-DETECTOR_PREFIX = "model.detector."
 OWN_LOSSES = losses.__name__
 
 
@@ -160,70 +152,6 @@ class FinetunePlan:
         )
 
 
-@dataclass(frozen=True)
-class FinetuneSample:
-    """One draw on the host."""
-
-    canvas_wh: tuple[int, int]
-    image: np.ndarray  # (h, w, 3) uint8
-    target: Target
-
-
-class FinetuneDataset(Dataset[FinetuneSample]):
-    """Draw -> FinetuneSample: multi-scale resize and flip."""
-
-    def __init__(
-        self,
-        annotations: Annotations,
-        images: Path,
-        settings: FinetuneSettings,
-        seed: int,
-        with_polygons: bool,
-    ) -> None:
-        self.annotations, self.images, self.settings = annotations, images, settings
-        self.seed, self.with_polygons = seed, with_polygons
-
-    def __len__(self) -> int:
-        return len(self.annotations.image_ids)
-
-    def __getitem__(self, draw: Draw) -> FinetuneSample:
-        settings = self.settings
-        width, height = (int(v) for v in self.annotations.sizes_wh[draw.image])
-        geometry = draw_geometry(
-            (width, height),
-            settings.short_sides,
-            settings.long_side,
-            generator(self.seed, draw, "view_query"),
-            flip=settings.flip,
-        )
-        pixels = read_image(self.images / self.annotations.file_names[draw.image], (width, height))
-        key = key_of(self.seed, draw, "roi_samples")
-        target = target_of(self.annotations, draw.image, geometry, key, self.with_polygons)
-        return FinetuneSample(draw.canvas_wh, geometry.apply(pixels), target)
-
-
-class FinetuneModel(nn.Module):
-    """The detector's own losses, by name: rpn_cls, rpn_bbox, cls, bbox[, mask]."""
-
-    def __init__(self, detector: nn.Module, device: torch.device, with_mask: bool, bf16: bool) -> None:
-        super().__init__()
-        self.model = TwoStageModel(detector)
-        self.device, self.with_mask, self.bf16 = device, with_mask, bf16
-
-    def forward(self, samples: Sequence[FinetuneSample]) -> dict[str, Tensor]:
-        """Losses of this process's share of the batch."""
-        canvas = samples[0].canvas_wh
-        images = on_canvas([normalise(to_float(s.image, self.device)) for s in samples], canvas)
-        encoder = self.model.encoder
-        pyramid = encoder.pyramid(encoder.trunk(images, self.bf16), self.bf16)
-        terms = self.model.detection_losses(pyramid, [s.target for s in samples], canvas, self.with_mask)
-        named = {name.removeprefix("loss_"): value for name, value in terms.items()}
-        return {"loss": torch.stack(list(named.values())).sum(), **named}
-
-    def after_step(self) -> None:
-        """Nothing: the methods' running state is updated in their losses."""
-
-
 def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     """The detector with its initial weights, and the account of them."""
     job = plan.job
@@ -254,12 +182,19 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     share_of(settings.batch_size, process.world)
     with_mask = job.detector.type == "mask-rcnn"
     detector, _ = build_detector(plan)
-    model = FinetuneModel(detector, process.device, with_mask, settings.precision == "bf16").to(
-        process.device
-    )
+    bf16 = settings.precision == "bf16"
+    model = SupervisedModel(detector, process.device, with_mask=with_mask, bf16=bf16).to(process.device)
     model.train()
     source = BatchSource(
-        FinetuneDataset(plan.annotations, job.images, settings, job.seed, with_mask),
+        SingleViewDataset(
+            plan.annotations,
+            job.images,
+            settings.short_sides,
+            settings.long_side,
+            flip=settings.flip,
+            seed=job.seed,
+            with_polygons=with_mask,
+        ),
         plan.sampler,
         plan.schedule,
         plan.annotations.sizes_wh,
@@ -294,7 +229,7 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path) -> None:
     settings = plan.job.finetune
     publish_detector(
         folder,
-        clone_state(state, DETECTOR_PREFIX),
+        clone_state(state, SupervisedModel.PREFIX),
         plan.model_config(),
         plan.annotations.category_names,
         (settings.long_side, max(settings.short_sides)),
