@@ -63,9 +63,8 @@ def main() -> None:
     print("step                          ms   images/s  time ratio  arithmetic ratio  excess")
     for name, value in medians.items():
         ratio, ideal = value / medians["plain"], flops[name] / flops["plain"]
-        print(
-            f"{name:24s} {value * 1e3:7.0f} {args.batch / value:10.1f} {ratio:11.2f} {ideal:17.2f} {ratio / ideal:7.2f}"
-        )
+        speed = f"{name:24s} {value * 1e3:7.0f} {args.batch / value:10.1f}"
+        print(f"{speed} {ratio:11.2f} {ideal:17.2f} {ratio / ideal:7.2f}")
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

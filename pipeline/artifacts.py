@@ -196,7 +196,7 @@ def read_manifest(folder: Path, stage: str) -> dict[str, Any]:
 
 
 def is_current(folder: Path, stage: str, wanted: str) -> bool:
-    """Whether `folder` already holds the finished product with fingerprint `wanted`.
+    """Whether `folder` already holds the finished product with fingerprint `wanted`, and all its files.
 
     Raises:
         UsageError: the folder belongs to another stage, or holds things that no stage wrote.
@@ -204,7 +204,10 @@ def is_current(folder: Path, stage: str, wanted: str) -> bool:
     refuse_foreign(folder, stage)
     if not (folder / MANIFEST).exists():
         return False
-    return read_manifest(folder, stage).get("fingerprint") == wanted
+    found = read_manifest(folder, stage)
+    return found.get("fingerprint") == wanted and all(
+        (folder / name).exists() for name in found.get("files", [])
+    )
 
 
 def refuse_foreign(folder: Path, stage: str) -> None:

@@ -63,7 +63,8 @@ def make(order: Order, manifest: Mapping[str, Any], produce: Callable[[Path], No
     if is_first():
         with artifacts.publishing(out, stage) as folder:
             produce(folder)
-            artifacts.write_json(folder / artifacts.MANIFEST, manifest)
+            files = sorted(path.name for path in folder.iterdir())
+            artifacts.write_json(folder / artifacts.MANIFEST, {**manifest, "files": files})
         watch.write(out)
         say(f"{stage}: wrote {out} in {watch.seconds:.0f} s")
     return True

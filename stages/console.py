@@ -1,4 +1,4 @@
-"""stdout is data, stderr is talk: the two consoles, the progress line, and how long things took."""
+"""stdout is data, stderr is talk: the two consoles, progress bars, and how long things took."""
 
 import json
 import resource
@@ -19,7 +19,6 @@ from rich.progress import (
 )
 
 from pipeline.artifacts import TIMING, write_json
-from pipeline.engine.loop import Hook, Record, Trainer
 
 OUT = Console(soft_wrap=True)
 ERR = Console(stderr=True, soft_wrap=True)
@@ -46,7 +45,7 @@ def data(content: Any, as_json: bool, lines: Iterable[str]) -> None:
             OUT.print(line, markup=False, highlight=False)
 
 
-def _bar(description: str, *columns: str) -> Progress:
+def bar(description: str, *columns: str) -> Progress:
     return Progress(
         TextColumn(description),
         BarColumn(bar_width=24),
@@ -63,7 +62,7 @@ def _bar(description: str, *columns: str) -> Progress:
 def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Iterate with a progress bar on a terminal, and a plain line now and then elsewhere."""
     started = spoken = time.monotonic()
-    with _bar(description) as progress:
+    with bar(description) as progress:
         task = progress.add_task("", total=total)
         for count, item in enumerate(items, start=1):
             yield item
@@ -71,47 +70,6 @@ def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
             if not ERR.is_terminal and time.monotonic() - spoken > QUIET_LINE_S:
                 spoken = time.monotonic()
                 say(f"{description}: {count} of {total} after {spoken - started:.0f} s")
-
-
-class ProgressLine(Hook):
-    """A live line while training: epoch, losses by their paper names, images per second, time left."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self._progress = _bar(description, "{task.fields[losses]}")
-        self._spoken = self._started = time.monotonic()
-        self._first = 0
-
-    def before_train(self, trainer: Trainer) -> None:
-        self._first, self._started = trainer.step, time.monotonic()
-        total = trainer.schedule.total
-        if trainer.step:
-            say(f"{self.description}: continuing from step {trainer.step} of {total}")
-        self._progress.start()
-        self._task = self._progress.add_task("", total=total, completed=trainer.step, losses="")
-
-    def after_step(self, trainer: Trainer, record: Record) -> None:
-        seconds = time.monotonic() - self._started
-        speed = (trainer.step - self._first) * trainer.images_per_step / max(seconds, 1e-9)
-        losses = _losses(record) + f" {speed:.1f} img/s"
-        self._progress.update(self._task, completed=trainer.step, losses=losses)
-        if not ERR.is_terminal and time.monotonic() - self._spoken > QUIET_LINE_S:
-            self._spoken = time.monotonic()
-            say(f"{self.description}: step {trainer.step} of {trainer.schedule.total}, {losses}")
-
-    def after_train(self, trainer: Trainer) -> None:
-        self._progress.stop()
-
-    def on_failure(self, trainer: Trainer, problem: BaseException) -> None:
-        self._progress.stop()
-
-
-def _losses(record: Record) -> str:
-    hidden = ("step", "images", "lr", "grad_norm")
-    shown = [
-        f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k not in hidden
-    ]
-    return " ".join(shown)
 
 
 class Stopwatch:

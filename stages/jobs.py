@@ -8,8 +8,9 @@ from typing import Any
 from pipeline.engine.distributed import join, leave
 from pipeline.engine.hooks import Checkpoints, History, StopOnSignal
 from pipeline.engine.loop import Hook
-from stages.console import ProgressLine, say
+from stages.console import say
 from stages.machine import is_first
+from stages.progress import ProgressLine
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
-from pipeline.errors import MismatchedInput
+from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector, publish
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits, folder_digest
@@ -97,5 +97,10 @@ def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, st
         )
     inputs = {"annotations": digest, "stats": artifacts.file_digest(stats / "categories.parquet")}
     if init:
+        if not Path(init).exists():
+            raise MissingInput(
+                f"initial weights {init} do not exist",
+                "run `2drcl pretrain` first, name a file with --init, or set init: none",
+            )
         inputs["init"] = artifacts.file_digest(Path(init))
     return inputs

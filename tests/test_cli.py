@@ -77,6 +77,13 @@ def test_sample_twice_is_up_to_date(project, cli):
     assert again.out.strip() == "artifacts/sample"
 
 
+def test_a_product_with_a_missing_file_is_made_again(project, cli):
+    assert cli("sample", "--no-pixels").code == 0
+    (project / "artifacts/sample/val_coco.json").unlink()
+    assert "up to date" not in cli("sample", "--no-pixels").err
+    assert (project / "artifacts/sample/val_coco.json").exists()
+
+
 def test_dry_run_writes_nothing(project, cli):
     answer = cli("sample", "--dry-run")
     assert answer.code == 0 and json.loads(answer.out)["up_to_date"] is False
