@@ -57,9 +57,8 @@ def main() -> None:
         for case in cases:
             seconds[case.name].append(_timed(case, batch, device))
     medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
-    print(
-        f"{args.batch} images of {args.size[1]} x {args.size[0]}, ResNet-{args.depth}, {device.type}, {args.steps} rounds"
-    )
+    setting = f"{args.batch} images of {args.size[1]} x {args.size[0]}, ResNet-{args.depth}"
+    print(f"{setting}, {device.type}, {args.steps} rounds")
     print("step                          ms   images/s  time ratio  arithmetic ratio  excess")
     for name, value in medians.items():
         ratio, ideal = value / medians["plain"], flops[name] / flops["plain"]

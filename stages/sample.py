@@ -6,7 +6,7 @@ from pipeline import artifacts
 from pipeline.data.sample import write_sample
 from pipeline.settings import to_plain
 from stages.common import Order, answer, make
-from stages.console import say
+from stages.console import bar, say
 
 
 def run(order: Order, pixels: bool = True) -> None:
@@ -16,7 +16,13 @@ def run(order: Order, pixels: bool = True) -> None:
     manifest = artifacts.manifest("sample", plain, {}, order.params.seed)
 
     def produce(folder: Path) -> None:
-        counts = write_sample(folder, settings, order.params.seed, pixels=pixels)
+        with bar("sample: images") as progress:
+            task = progress.add_task("", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            counts = write_sample(folder, settings, order.params.seed, pixels=pixels, on_progress=show)
         say("sample: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
 
     make(order, manifest, produce)
