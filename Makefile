@@ -1,5 +1,5 @@
 # Two doors: `make demo` and `make test`.  Each makes .venv and installs the lock when they are not there.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12) python3)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -227,7 +227,7 @@ def refuse_foreign(folder: Path, stage: str) -> None:
     if not place.is_dir() or not any(place.iterdir()):
         return
     found = _stage_of(place)
-    leftovers_only = all(p.name in (TIMING, "figures") for p in place.iterdir())  # DVC removed the rest
+    leftovers_only = all(p.name in (TIMING, ".gitignore") for p in place.iterdir())  # DVC removed the rest
     if found != stage and not leftovers_only:
         owner = f"belongs to `2drcl {found}`" if found else "holds files of somebody else"
         raise UsageError(f"--out {folder} {owner}", "name an empty folder, or another one")

@@ -9,7 +9,7 @@ from pipeline.evaluation.error_types import error_types
 from pipeline.evaluation.figures import error_bars, error_pies
 from pipeline.evaluation.predictions import read_predictions
 from stages.common import Order, answer, make
-from stages.evaluate import frequency_letters
+from stages.evaluate import frequency_letters, source_digest
 
 
 def run(order: Order, split: Split, predictions: Path, stats: Path | None = None) -> None:
@@ -23,7 +23,7 @@ def run(order: Order, split: Split, predictions: Path, stats: Path | None = None
     """
     annotations = read_annotations(split.annotations)
     frequency = frequency_letters(annotations, stats)
-    inputs = {"annotations": annotations.digest, "predictions": artifacts.file_digest(predictions)}
+    inputs = {"annotations": annotations.digest, "predictions": source_digest(predictions)}
     manifest = artifacts.manifest("analyze", {"frequency": frequency}, inputs, order.params.seed)
 
     def produce(folder: Path) -> None:

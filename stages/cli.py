@@ -142,8 +142,8 @@ def proposals(
         gpus=gpus, procs=procs, workers=workers, save_every=save_every,
         fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
-    order.machine.check()
     split = split_of(order.params, "train", annotations, images)
+    _check(order)
     from stages import proposals as stage
 
     stage.run(order, split, tuple(allow_partial or ()))
@@ -194,14 +194,14 @@ def pretrain(
     """Images, proposals, stats -> a whole detector pre-trained with 2DRCL."""
     from stages.common import default_out, refuse_under_dvc, split_of
 
-    refuse_under_dvc(init=init)
+    refuse_under_dvc(init=init, allow_partial=allow_partial)
     order = _order(
         "pretrain", out, params, seed,
         gpus=gpus, procs=procs, workers=workers, save_every=save_every,
         fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
-    order.machine.check()
     split = split_of(order.params, "train", annotations, images)
+    _check(order)
     from stages import pretrain as stage
 
     found = (proposals or default_out("proposals"), stats or default_out("stats"))
@@ -235,26 +235,24 @@ def finetune(
 
     from stages.common import default_out, refuse_under_dvc, split_of
 
-    refuse_under_dvc(init=init, method=method)
+    refuse_under_dvc(init=init, method=method, allow_partial=allow_partial)
     order = _order(
         "finetune", out, params, seed,
         gpus=gpus, procs=procs, workers=workers, save_every=save_every,
         fresh=fresh, dry_run=dry_run, as_json=json,
     )  # fmt: skip
-    order.machine.check()
     split = split_of(order.params, "train", annotations, images)
     from stages import finetune as stage
 
     runs = stage.chosen_runs(order.params.section("finetune"), method, run)
-    if out is not None and len(runs) > 1:
-        raise UsageError(
-            f"--out with {len(runs)} runs: {', '.join(runs)}", "choose one with --run or --method"
-        )
+    _one_answer(runs, out, json)
+    places = {name: out or default_out("finetune", name) for name in runs}
+    _check(order)
     parts = tuple(allow_partial or ())
     inputs = stage.Inputs(split, stats or default_out("stats"), default_out("pretrain"), parts)
     for name, entry in runs.items():
         entry = dataclasses.replace(entry, init=str(init)) if init else entry
-        stage.run(dataclasses.replace(order, out=out or default_out("finetune", name)), name, entry, inputs)
+        stage.run(dataclasses.replace(order, out=places[name]), name, entry, inputs)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -283,12 +281,12 @@ def evaluate(
     """Weights or predictions -> predictions.json and metrics.json."""
     import dataclasses
 
-    from stages.common import split_of
+    from stages.common import refuse_under_dvc, split_of
 
+    refuse_under_dvc(protocol=protocol)
     if weights and predictions:
         raise UsageError("--weights and --predictions exclude each other")
     order = _order("evaluate", out, params, seed, gpus=gpus, fresh=fresh, dry_run=dry_run, as_json=json)
-    order.machine.check()
     if protocol is not None:
         changed = {**dict(order.params.content.get("evaluate") or {}), "protocol": protocol}
         order = dataclasses.replace(
@@ -297,9 +295,12 @@ def evaluate(
         )
     order.params.section("evaluate")
     split = split_of(order.params, "val", annotations, images)
+    sources = _sources(order, weights, predictions, run, ("finetune", "detector.pth"))
+    _one_answer(sources, out, json)
+    order.machine.check()
     from stages import evaluate as stage
 
-    for name, found in _sources(order, weights, predictions, run, ("finetune", "detector.pth")).items():
+    for name, found in sources.items():
         place = dataclasses.replace(order, out=out or _default(stage="evaluate", run=name))
         stage.run(place, split, weights=None if predictions else found, predictions=predictions, stats=stats)
 
@@ -326,11 +327,26 @@ def analyze(
 
     order = _order("analyze", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json)
     split = split_of(order.params, "val", annotations, None)
+    sources = _sources(order, None, predictions, run, ("evaluate", "predictions.json"))
+    _one_answer(sources, out, json)
     from stages import analyze as stage
 
-    for name, found in _sources(order, None, predictions, run, ("evaluate", "predictions.json")).items():
+    for name, found in sources.items():
         place = dataclasses.replace(order, out=out or _default(stage="analyze", run=name))
         stage.run(place, split, found, stats)
+
+
+def _check(order: Any) -> None:
+    """Usage before environment: every setting, the folder and the batch, then the machine."""
+    order.params.check_all()
+    order.machine.check()
+
+
+def _one_answer(runs: Any, out: Path | None, as_json: bool) -> None:
+    """--out and --json are about one run."""
+    for option, given in (("--out", out is not None), ("--json", as_json)):
+        if given and len(runs) > 1:
+            raise UsageError(f"{option} with {len(runs)} runs: {', '.join(runs)}", "choose one with --run")
 
 
 def _sources(
@@ -404,9 +420,6 @@ def main() -> None:
         if problem.hint:
             sys.stderr.write(f"hint:  {problem.hint}\n")
         sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing half-written was left; the same command starts or continues\n")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

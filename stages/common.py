@@ -1,8 +1,6 @@
 """What every stage shares: its options, and the way a product comes about."""
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +103,7 @@ def check_splits(train: Split, data_settings: DataSettings) -> None:
         say(remark)
     check_files(train.images, annotations.file_names)
     val = data_settings.val
-    if val.annotations.exists() and val.annotations != train.annotations:
+    if val.annotations.exists():
         refuse_overlap(annotations, train.images, read_annotations(val.annotations), val.images)
 
 
@@ -121,17 +119,8 @@ def refuse_under_dvc(**given: Any) -> None:
                 raise UsageError(f"--{name} changes the science behind DVC's back", "set it in params.yaml")
 
 
-def folder_digest(folder: Path, stage: str) -> str:
-    """Digest of a stage's product: its manifest's fingerprint."""
-    return str(artifacts.read_manifest(folder, stage)["fingerprint"])
-
-
-def discard(order: Order, work: Path) -> None:
-    """--fresh: forget unfinished work."""
-    if order.fresh and not order.dry_run and is_first():
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def history_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def proposals_digest(folder: Path) -> str:
+    """Digest of the boxes themselves, after checking that the proposals stage finished there."""
+    artifacts.read_manifest(folder, "proposals")
+    files = [*sorted(folder.glob("proposals/part-*.parquet")), folder / "images.parquet"]
+    return artifacts.fingerprint({path.name: artifacts.file_digest(path) for path in files})

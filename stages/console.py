@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from pipeline.artifacts import TIMING, write_json
+from stages.machine import is_first
 
 OUT = Console(soft_wrap=True)
 ERR = Console(stderr=True, soft_wrap=True)
@@ -27,13 +28,15 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """One line of talk."""
-    ERR.print(text, markup=False, highlight=False)
+    """One line of talk, from the first process."""
+    if is_first():
+        ERR.print(text, markup=False, highlight=False)
 
 
 def warn(text: str) -> None:
-    """One line that should be read."""
-    ERR.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+    """One line that should be read, from the first process."""
+    if is_first():
+        ERR.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
 
 
 def data(content: Any, as_json: bool, lines: Iterable[str]) -> None:

@@ -11,13 +11,14 @@ from pipeline import artifacts
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.images import check_files
 from pipeline.data.settings import Split
-from pipeline.errors import MismatchedInput
+from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.evaluation.figures import metrics_figure
 from pipeline.evaluation.metrics import Scores, score
 from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
 from pipeline.settings import to_plain
 from stages.common import Order, answer, make
 from stages.console import data, track, warn
+from stages.machine import is_first
 
 
 def run(
@@ -40,7 +41,9 @@ def run(
     source = predictions or weights
     assert source is not None
     annotations = read_annotations(split.annotations)
-    inputs = {"annotations": annotations.digest, "source": artifacts.file_digest(source)}
+    inputs = {"annotations": annotations.digest, "source": source_digest(source)}
+    if weights is not None and weights.with_name("config.py").exists():
+        inputs["config"] = artifacts.file_digest(weights.with_name("config.py"))
     frequency = frequency_letters(annotations, stats)
     plain = {"evaluate": to_plain(settings), "frequency": frequency}
     manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed)
@@ -58,16 +61,29 @@ def run(
         artifacts.write_json(folder / "metrics.json", scores.metrics)
         (folder / "figures").mkdir()
         metrics_figure({order.out.name: scores.metrics}, folder / "figures" / "metrics.png")
-        _write_per_category(folder / "figures" / "per_category.csv", annotations, scores)
+        _write_per_category(folder / "figures" / "per_category.csv", annotations, scores, frequency)
 
     make(order, manifest, produce)
-    if order.dry_run:
+    if order.dry_run or not is_first():
         return {}
     metrics: dict[str, float | None] = _read_json(order.out / "metrics.json")
     data(metrics, order.as_json, (f"{name:12s} {_show(value)}" for name, value in metrics.items()))
     if not order.as_json:
         answer(order)
     return metrics
+
+
+def source_digest(source: Path) -> str:
+    """Of the file to look at.
+
+    Raises:
+        MissingInput: it is not there; says which command makes it.
+    """
+    if not source.exists():
+        makers = {"detector.pth": "finetune", "predictions.json": "evaluate"}
+        maker = makers.get(source.name)
+        raise MissingInput(f"{source} does not exist", f"run `2drcl {maker}` first" if maker else "")
+    return artifacts.file_digest(source)
 
 
 def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str] | None:
@@ -90,13 +106,10 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
 
 def _detect(order: Order, annotations: Annotations, split: Split, weights: Path | None) -> Predictions:
     """Run the detector over the split."""
-    import torch
-
     import pipeline.finetune  # registers the methods' losses, which decide how logits become scores
     from pipeline.detectors.inference import detect
     from pipeline.detectors.publish import load_published
 
-    order.machine.check()
     check_files(split.images, annotations.file_names)
     assert weights is not None and pipeline.finetune
     model, classes, test_wh = load_published(weights)
@@ -107,8 +120,7 @@ def _detect(order: Order, annotations: Annotations, split: Split, weights: Path 
             f"({', '.join(annotations.category_names[:3])}, ...)",
             "evaluate on annotations with the categories of training, in the same order",
         )
-    use_gpu = order.machine.processes(1)[1]
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = order.machine.one_device()
     found = detect(model.to(device), annotations, split.images, test_wh, device)
     return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
 
@@ -140,10 +152,12 @@ def _as_columns(found: Iterator[Any]) -> Predictions:
     )
 
 
-def _write_per_category(path: Path, annotations: Annotations, scores: Scores) -> None:
+def _write_per_category(
+    path: Path, annotations: Annotations, scores: Scores, frequency: list[str] | None
+) -> None:
     """One row per category: the question every user asks."""
     names = dict(zip((int(i) for i in annotations.category_ids), annotations.category_names, strict=True))
-    letters = annotations.frequency or [""] * len(names)
+    letters = frequency or [""] * len(names)
     keys = sorted({key for row in scores.per_category.values() for key in row})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

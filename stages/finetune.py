@@ -6,15 +6,16 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
+from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import UsageError
 from pipeline.finetune.methods import get_method
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
 from pipeline.finetune.training import FinetuneJob, FinetunePlan, build_detector, publish
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits
-from stages.console import say, warn
+from stages.console import warn
 from stages.pretrain import training_inputs
-from stages.training import keep_history, train_and_publish
+from stages.training import keep_history, report_start, train_and_publish
 
 
 def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None) -> dict[str, FinetuneRun]:
@@ -23,6 +24,8 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
     Raises:
         UsageError: no such run or method, or nothing to run.
     """
+    if run is not None and method is not None:
+        raise UsageError("--run and --method exclude each other", "a run has its method in params.yaml")
     if run is not None:
         if run not in settings.runs:
             known = ", ".join(settings.runs) or "none"
@@ -30,6 +33,11 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
         found = {run: settings.runs[run]}
     elif method is not None:
         found = {method: settings.runs.get(method, FinetuneRun(get_method(method).name))}
+        if found[method].method != method:
+            raise UsageError(
+                f"--method {method}: the run of that name in params.yaml uses {found[method].method}",
+                f"rename the run, or choose it with --run {method}",
+            )
     else:
         found = dict(settings.runs)
     if not found:
@@ -60,17 +68,16 @@ class Inputs:
 
 def run(order: Order, name: str, entry: FinetuneRun, inputs: Inputs) -> None:
     """Fine-tune the run `name`; `order.out` is its folder."""
-    order.machine.check()
-    order.params.check_all()
     settings: FinetuneSettings = order.params.section("finetune")
+    artifacts.refuse_foreign(order.out, "finetune")
+    order.machine.processes(settings.batch_size)
     check_splits(inputs.split, order.params.section("data"))
     job, manifest = plan_run(order, entry, inputs)
     plan = FinetunePlan(job)
-    order.machine.processes(settings.batch_size)
-    say(f"finetune {name}: {build_detector(plan)[1].sentence()}")
+    report_start(f"finetune {name}", build_detector(plan)[1], job.detector.norm)
     for warning in plan.warnings():
         warn(warning)
-    before = _drawn_by(job.init, inputs.pretrained)
+    before = _drawn_by(job.init)
     manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + before}
 
     def produce(state: dict[str, Any], folder: Path) -> None:
@@ -118,8 +125,9 @@ def _start(entry: FinetuneRun, pretrained: Path, backbone: str | None) -> str | 
     return named.get(entry.init, entry.init)
 
 
-def _drawn_by(init: str | None, pretrained: Path) -> int:
-    """Draws that went into the initial weights, when they are the pretrain stage's."""
-    if init != str(pretrained / "detector.pth"):
+def _drawn_by(init: str | None) -> int:
+    """Draws that went into the initial weights: a detector of ours says so itself."""
+    if init is None:
         return 0
-    return int(artifacts.read_manifest(pretrained, "pretrain")["images_drawn"])
+    meta = load_tensors(Path(init)).get("meta")
+    return int(meta.get("images_drawn", 0)) if isinstance(meta, dict) else 0

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from pipeline.settings import to_plain
 from stages import jobs
 from stages.machine import Machine, in_group
 
+LOCK = "lock"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def train(stage: str, job: Any, machine: Machine, batch_size: int) -> None:
+def train(stage: str, job: Any, machine: Machine, batch_size: int, *, fresh: bool) -> None:
     """Train `job` to its end, continuing from its scratch folder.
 
     Args:
@@ -30,6 +32,7 @@ def train(stage: str, job: Any, machine: Machine, batch_size: int) -> None:
         job: its job dataclass.
         machine: processes and devices.
         batch_size: global, to divide.
+        fresh: forget unfinished work first.
 
     Raises:
         TwoDRCLError: what stopped the run, whichever process it happened in.
@@ -37,11 +40,22 @@ def train(stage: str, job: Any, machine: Machine, batch_size: int) -> None:
     world, use_gpu = machine.processes(batch_size)
     workers = machine.loader_workers(use_gpu)
     with exclusive(job.work):
+        if fresh and not in_group():
+            _empty(job.work)
         if world == 1 or in_group():
             jobs.run(stage, job, use_gpu, workers, machine.save_every)
         else:
             order = {"stage": stage, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers}
             _torchrun(job.work, world, {**order, "save_every": machine.save_every})
+
+
+def _empty(work: Path) -> None:
+    """Remove all but the lock that this process holds."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
@@ -124,7 +138,8 @@ def exclusive(work: Path) -> Iterator[None]:
         return
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
+        file = (work / LOCK).open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import EnvironmentProblem, UsageError
 
@@ -57,6 +58,13 @@ class Machine:
         world = gpus if gpus else self.procs
         share_of(batch_size, world)
         return world, gpus > 0
+
+    def one_device(self) -> Any:
+        """The torch device of work that one process does: the first GPU, or the CPU."""
+        import torch
+
+        use_gpu = self.gpus != 0 and self.procs == 1 and visible_gpus() > 0
+        return torch.device("cuda" if use_gpu else "cpu")
 
     def loader_workers(self, use_gpu: bool) -> int:
         """Loader processes per process."""

@@ -9,9 +9,9 @@ from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector, publish
 from pipeline.settings import to_plain
-from stages.common import Order, answer, check_splits, folder_digest
+from stages.common import Order, answer, check_splits, proposals_digest
 from stages.console import say, warn
-from stages.training import keep_history, train_and_publish
+from stages.training import keep_history, report_start, train_and_publish
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,13 @@ class Inputs:
 
 def run(order: Order, inputs: Inputs) -> None:
     """Pre-train every module of the detector."""
-    order.machine.check()
-    order.params.check_all()
     settings = order.params.section("pretrain")
+    artifacts.refuse_foreign(order.out, "pretrain")
+    order.machine.processes(settings.batch_size)
     check_splits(inputs.split, order.params.section("data"))
     job, manifest = plan_run(order, inputs)
     plan = PretrainPlan(job)
-    order.machine.processes(settings.batch_size)
-    say(f"pretrain: {build_detector(plan)[1].sentence()}")
+    report_start("pretrain", build_detector(plan)[1], job.detector.norm)
     for warning in plan.warnings():
         warn(warning)
     say(
@@ -65,7 +64,7 @@ def plan_run(order: Order, inputs: Inputs) -> tuple[PretrainJob, dict[str, Any]]
     science = {name: order.params.section(name) for name in ("detector", "pretrain")}
     science["sampling"] = order.params.section("stats")
     digests = training_inputs(inputs.split, inputs.stats, start)
-    digests["proposals"] = folder_digest(inputs.proposals, "proposals")
+    digests["proposals"] = proposals_digest(inputs.proposals)
     manifest = artifacts.manifest("pretrain", to_plain(science), digests, order.params.seed)
     job = PretrainJob(
         annotations=inputs.split.annotations,

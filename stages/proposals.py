@@ -16,28 +16,35 @@ from pipeline.proposals.store import write_proposals
 from pipeline.proposals.training import ProposalsJob, ProposalsPlan, build_oln
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits
-from stages.console import say, track
-from stages.training import train_and_publish
+from stages.console import track
+from stages.training import report_start, train_and_publish
 
 
 def run(order: Order, split: Split, allow_partial: tuple[str, ...] = ()) -> None:
     """Train OLN on the split's boxes, whatever their category, and write its boxes of every image."""
-    order.machine.check()
-    order.params.check_all()
     settings = order.params.section("proposals")
+    artifacts.refuse_foreign(order.out, "proposals")
+    order.machine.processes(settings.batch_size)
     check_splits(split, order.params.section("data"))
     inputs = {"annotations": artifacts.file_digest(split.annotations)}
     if settings.init is not None:
         inputs["init"] = artifacts.file_digest(settings.init)
     manifest = artifacts.manifest("proposals", {"proposals": to_plain(settings)}, inputs, order.params.seed)
     work = artifacts.scratch(order.out, "proposals", manifest["fingerprint"])
-    job = ProposalsJob(split.annotations, split.images, work, order.params.seed, settings, allow_partial)
+    job = ProposalsJob(
+        split.annotations,
+        split.images,
+        work,
+        order.params.seed,
+        settings,
+        (*settings.allow_partial, *allow_partial),
+    )
     plan = ProposalsPlan(job)
-    say(build_oln(plan)[1].sentence())
+    report_start("proposals", build_oln(plan)[1], settings.norm)
 
     def publish(state: dict[str, Any], folder: Path) -> None:
         weights = clone_state(state, SupervisedModel.PREFIX)
-        rows = _tracked(generate(plan, weights), len(plan.annotations.image_ids))
+        rows = _tracked(generate(plan, weights, order.machine.one_device()), len(plan.annotations.image_ids))
         write_proposals(folder, plan.annotations, rows, settings.source, state_digest(weights))
 
     train_and_publish(order, manifest, job, settings.batch_size, publish)

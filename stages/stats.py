@@ -10,7 +10,7 @@ from pipeline.stats import figures, tables
 from pipeline.stats.frequencies import categories_of_images, count_frequencies
 from pipeline.stats.sampler import category_factors, expected_draws
 from pipeline.stats.settings import resolve_threshold
-from stages.common import Order, answer, folder_digest, make
+from stages.common import Order, answer, make, proposals_digest
 from stages.console import say, warn
 
 
@@ -27,7 +27,7 @@ def run(order: Order, split: Split, proposals: Path | None, epochs: int) -> None
     annotations = read_annotations(split.annotations)
     inputs = {"annotations": annotations.digest}
     if proposals is not None:
-        inputs["proposals"] = folder_digest(proposals, "proposals")
+        inputs["proposals"] = proposals_digest(proposals)
     plain = {"stats": to_plain(settings), "epochs": epochs}
     manifest = artifacts.manifest("stats", plain, inputs, order.params.seed)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.detectors.weights import LoadReport
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.errors import InputError
 from stages import launch
-from stages.common import Order, discard
-from stages.console import Stopwatch, say
+from stages.common import Order, make
+from stages.console import Stopwatch, say, warn
 from stages.history import loss_figure, write_history_table
 from stages.machine import is_first
 
@@ -31,19 +32,20 @@ def train_and_publish(
         batch_size: global.
         publish: (model state, folder) -> writes the product's own files.
     """
-    from stages.common import make
-
     stage = str(manifest["stage"])
     current = artifacts.is_current(order.out, stage, str(manifest["fingerprint"])) and not order.fresh
     if order.dry_run or current:
         make(order, manifest, lambda folder: None)
+        if current and is_first():
+            shutil.rmtree(job.work, ignore_errors=True)  # a kill right after publishing leaves it
         return
-    discard(order, job.work)
+    checkpoints = CheckpointFolder(job.work / "checkpoints")
+    before = 0 if order.fresh else max(checkpoints.steps(), default=0)
     watch = Stopwatch()
-    launch.train(stage, job, order.machine, batch_size)
+    launch.train(stage, job, order.machine, batch_size, fresh=order.fresh)
     if not is_first():
         return
-    newest = CheckpointFolder(job.work / "checkpoints").newest()
+    newest = checkpoints.newest()
     if newest is None:
         raise InputError(f"{job.work} holds no checkpoint after training", "run the command again")
     seconds = watch.seconds
@@ -52,10 +54,17 @@ def train_and_publish(
         publish(newest[1]["model"], folder)
 
     make(order, manifest, produce)
-    images = newest[0] * batch_size
-    watch.write(order.out, train_seconds=round(seconds, 2), images_drawn=images, steps=newest[0])
-    say(f"{stage}: {images} images drawn, {images / max(seconds, 1e-9):.1f} images/s")
+    speed = round((newest[0] - before) * batch_size / max(seconds, 1e-9), 2)  # of this command alone
+    watch.write(order.out, train_seconds=round(seconds, 2), images_per_second=speed, steps=newest[0])
+    say(f"{stage}: {newest[0] * batch_size} images drawn, {speed} images/s")
     shutil.rmtree(job.work, ignore_errors=True)
+
+
+def report_start(stage: str, report: LoadReport, norm: str) -> None:
+    """Say what the detector starts from, and warn of stages that cannot train well from there."""
+    say(f"{stage}: {report.sentence()}")
+    for part in report.frozen_but_new(norm):
+        warn(f"{part} is new, and frozen batch norm keeps its empty statistics: it trains, but slowly")
 
 
 def keep_history(work: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -246,7 +247,7 @@ def test_is_current(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs to `2drcl stats`"):
         artifacts.is_current(out, "pretrain", "new")
     (out / "manifest.json").unlink()
-    (out / "figures" / "a.txt").unlink()
+    shutil.rmtree(out / "figures")
     assert not artifacts.is_current(out, "stats", "new")  # DVC removed the product and left its folder
 
 
@@ -261,6 +262,7 @@ def test_refuse_foreign_lets_its_own_pass(tmp_path: Path) -> None:
     publish(out)
     artifacts.refuse_foreign(out, "stats")  # an earlier product
     (out / "manifest.json").unlink()
+    shutil.rmtree(out / "figures")
     artifacts.write_json(out / artifacts.TIMING, {"seconds": 1})
     artifacts.refuse_foreign(out, "pretrain")  # what DVC does not track
 

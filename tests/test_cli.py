@@ -156,6 +156,43 @@ def test_out_of_another_stage_exits_2(project, cli):
     assert (project / "x/train_coco.json").exists()
 
 
+def test_usage_comes_before_environment(project, cli):
+    write_params(project, pretrain={"contrast": {"temprature": 0.1}})
+    assert cli("pretrain", "--gpus", "8").code == 2
+    assert cli("finetune", "--method", "emc", "--gpus", "8").code == 2
+
+
+def test_a_users_folder_of_figures_is_not_replaced(project, cli):
+    (project / "mine/figures").mkdir(parents=True)
+    (project / "mine/figures/paper.txt").write_text("keep")
+    assert cli("stats", "--annotations", annotations(project), "--out", "mine").code == 2
+    assert (project / "mine/figures/paper.txt").read_text() == "keep"
+
+
+def test_a_method_and_a_run_of_another_method_are_refused(project, cli):
+    assert cli("finetune", "--run", "ecm", "--method", "ce").code == 2
+    write_params(project, finetune={"runs": {"ecm": {"method": "seesaw"}}})
+    answer = cli("finetune", "--method", "ecm")
+    assert answer.code == 2 and "seesaw" in answer.err
+
+
+def test_every_run_name_is_checked_before_anything_trains(project, cli):
+    write_params(project, finetune={"runs": {"ecm": {"method": "ecm"}, "My_Run": {"method": "ce"}}})
+    answer = cli("finetune")
+    assert answer.code == 2 and "My_Run" in answer.err
+
+
+def test_the_same_file_for_training_and_validation_exits_3(project, cli):
+    assert cli("sample").code == 0
+    same = {"annotations": "artifacts/sample/train_lvis.json", "images": "artifacts/sample/train"}
+    write_params(project, data={"train": same, "val": same})
+    assert cli("proposals").code == 3
+
+
+def test_json_of_several_runs_is_refused(project, cli):
+    assert cli("evaluate", "--json").code == 2
+
+
 def test_unknown_method_exits_2_and_names_the_known(project, cli):
     answer = cli("finetune", "--method", "emc")
     assert answer.code == 2 and "did you mean ecm" in answer.err

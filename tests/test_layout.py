@@ -78,3 +78,18 @@ def test_dvc_tracks_every_shared_key_of_fine_tuning():
 def test_the_lock_holds_names_and_versions_only():
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         assert "://" not in line and "==" in line
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *ROOT.glob("stages/recipes/*.yaml")], ids=names)
+def test_every_params_file_is_accepted_and_has_what_dvc_tracks(path):
+    from stages.params import load
+
+    load(path).check_all()
+    content = yaml.safe_load(path.read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in stages.values():
+        for tracked in stage.get("do", stage)["params"]:
+            value = content
+            for key in tracked.replace("${key}", next(iter(content["finetune"]["runs"]))).split("."):
+                assert key in value, f"{tracked} of dvc.yaml is not in {path.name}"
+                value = value[key]

@@ -27,6 +27,11 @@ class LoadReport:
     loaded: dict[str, int]  # part -> number of tensors
     new: dict[str, str]  # part -> why it is newly initialised
 
+    def frozen_but_new(self, norm: str) -> list[str]:
+        """Backbone stages without weights whose batch norm would stay at its empty statistics."""
+        stages = [part for part in self.new if part.startswith("backbone.")]
+        return stages if norm == "frozen-bn" else []
+
     def sentence(self) -> str:
         """One sentence for the log."""
         if not self.loaded:

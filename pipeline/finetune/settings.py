@@ -1,8 +1,9 @@
 """Settings of `2drcl finetune`: what all runs share, and the runs."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from pipeline.errors import SettingsError
 from pipeline.settings import setting
 
 Sampler = Literal["method", "random", "rfs", "irfs", "drb"]
@@ -49,8 +50,9 @@ class FinetuneSettings:
     allow_partial: tuple[str, ...] = setting((), "parts that initial weights may lack, e.g. layer4")
     runs: dict[str, FinetuneRun] = setting({}, "name: {method: ...}; names lower-case with hyphens")
 
-
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "literal": {}}
+    def __post_init__(self) -> None:
+        if not self.short_sides:
+            raise SettingsError("short_sides is empty", "name at least one size in pixels, e.g. [800]")
 
 
 def resolve_warmup(asked: int | Literal["auto"], of_method: int, total_steps: int) -> int:

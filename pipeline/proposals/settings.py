@@ -28,6 +28,7 @@ class ProposalsSettings:
         "gn", "released: frozen-bn, which needs `init`; GroupNorm trains from random weights"
     )
     init: Path | None = setting(None, "released: ImageNet weights of the trunk; none come with the project")
+    allow_partial: tuple[str, ...] = setting((), "parts that `init` may lack, e.g. layer4")
     anchor_scale: float = setting(
         8.0,
         "released: one anchor per location, side 8 strides = 32 px and up; 4 where objects are < 16 px",

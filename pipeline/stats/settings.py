@@ -1,7 +1,7 @@
 """Settings of the statistics and of the sampler that they feed (Sec. 3.2)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.settings import setting
 
@@ -47,3 +47,6 @@ def resolve_threshold(threshold: float | Literal["auto"], num_images: int) -> fl
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, but it is {num_images}")
     return 100 / num_images if threshold == "auto" else threshold
+
+
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"threshold": 0.001}, "literal": {"threshold": 0.001}}
