@@ -29,7 +29,7 @@ def main() -> int:
         return code
     runs = list(load(None).section("finetune").runs)
     compare.run([ARTIFACTS / "evaluate" / run for run in runs], as_json=False)
-    say("`images drawn` is pre-training + fine-tuning: runs are compared at equal sums.")
+    say("`images drawn` is pre-training + fine-tuning: a comparison is fair at equal sums.")
     for what, where in LOOK_AT:
         say(f"  {where:52s} {what}")
     say(f"done in {time.monotonic() - started:.0f} s; `dvc repro` now does nothing; see `dvc metrics show`")
