@@ -3,8 +3,6 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && b
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# threads that wait asleep: with another load on the machine, spinning ones make training ten times slower
-export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test install lint clean

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: `2drcl --help` answers in half a second.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -413,6 +414,8 @@ def doctor(json: Json = False) -> None:
 
 def main() -> None:
     """Entry of the `2drcl` script: errors become one line, a hint, and their exit code."""
+    # Before torch: threads that wait asleep.  Beside any other load, spinning ones train ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except TwoDRCLError as problem:
