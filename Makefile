@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test install lint clean
+.PHONY: demo test install clean
 
 demo: $(READY)
 	$(BIN)/python -m stages.demo
