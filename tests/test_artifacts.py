@@ -265,6 +265,7 @@ def test_refuse_foreign_lets_its_own_pass(tmp_path: Path) -> None:
     shutil.rmtree(out / "figures")
     artifacts.write_json(out / artifacts.TIMING, {"seconds": 1})
     artifacts.refuse_foreign(out, "pretrain")  # what DVC does not track
+    assert (out / artifacts.TIMING).exists()  # letting pass is not removing
 
 
 @pytest.mark.parametrize("manifest", [None, b"{", b"\xff", b"[1]", b'{"stage": null}', "folder"])

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data.targets import Target
 from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
 from pipeline.pretrain.contrast import at_least_float32, info_nce, unit_rows
 from pipeline.pretrain.key_queue import KeyQueue
@@ -51,24 +50,6 @@ class EncoderLike(Protocol):
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]: ...
 
     def box_features(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor: ...
-
-
-class DetectorLike(Protocol):
-    """What is pre-trained (pipeline.detectors.two_stage.TwoStageModel)."""
-
-    c5_width: int
-    box_width: int
-
-    @property
-    def encoder(self) -> Any: ...
-
-    def detection_losses(
-        self,
-        pyramid: Sequence[Tensor],
-        targets: Sequence[Target],
-        canvas_wh: tuple[int, int],
-        with_mask: bool,
-    ) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
