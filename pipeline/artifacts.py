@@ -12,11 +12,13 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline import user_cache
 from pipeline.errors import EnvironmentProblem, InputError, MismatchedInput, MissingInput, UsageError
 
 MANIFEST = "manifest.json"
@@ -26,12 +28,22 @@ TIMING = "timing.json"  # volatile: never tracked, never in a digest
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits.
 
+    Of a large file it is remembered, as git does, for as long as size, inode and times of modification and
+    change stay the same.
+
     Raises:
         MissingInput: there is no such file.
     """
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            state = os.fstat(file.fileno())
+            settled = time.time() - state.st_mtime > 2  # a later change would show in the clock's ticks
+            if state.st_size < user_cache.LARGE or not settled:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            times = (state.st_mtime_ns, state.st_ctime_ns)
+            identity = f"{path.resolve()} {state.st_ino} {state.st_size} {times}"
+            name = f"digest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+            return user_cache.kept_text(name, lambda: hashlib.file_digest(file, "sha256").hexdigest())
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(f"{path} does not exist") from None
     except OSError as problem:

@@ -1,7 +1,8 @@
 """What several test modules share: the command line in this process, and a tiny project to run it in."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,17 @@ TINY = {
         },
     },
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests neither find nor leave anything in the user's cache; processes they start do not either."""
+    before, folder = os.environ.get("TWODRCL_CACHE"), tmp_path_factory.mktemp("cache")
+    os.environ["TWODRCL_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("TWODRCL_CACHE")
+    if before is not None:
+        os.environ["TWODRCL_CACHE"] = before
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ Boxes are xyxy float32 in pixels of the stored image.
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.artifacts import file_digest
 from pipeline.data import annotation_records as fields
-from pipeline.errors import InputError, MissingInput
+from pipeline.data.annotation_columns import parsed
+from pipeline.data.segmentations import Segmentations
+from pipeline.errors import MissingInput
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Annotations:
     box_images: np.ndarray  # (A,) int64, ascending
     labels: np.ndarray  # (A,) int64
     boxes: np.ndarray  # (A, 4) float32 xyxy, as annotated (not clipped)
+    areas: np.ndarray  # (A,) float64 square pixels as annotated, NaN where they are not
     is_crowd: np.ndarray  # (A,) bool
-    segmentations: list[Any]  # (A,) polygons, RLE or None, as in the file
+    segmentations: Segmentations  # (A,) polygons, RLE or None, as in the file
     neg_category_ids: list[list[int]] | None  # per image, LVIS only
     not_exhaustive_category_ids: list[list[int]] | None  # per image, LVIS only
 
@@ -75,13 +76,24 @@ class Annotations:
         """The annotations of the image at position `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    @property
+    def _largest_areas(self) -> np.ndarray:
+        """(A,) area of each box, and a border of a pixel around it: annotators' boxes are rounded."""
+        wh = self.boxes[:, 2:] - self.boxes[:, :2] + 2  # (A, 4) -> (A, 2)
+        return wh.prod(axis=1)
+
     def remarks(self) -> list[str]:
         """What was set right silently in the boxes, one sentence each, for the log."""
         partly = int((self.trainable & (self.clipped_boxes != self.boxes).any(axis=1)).sum())
         dropped = int((~self.trainable & ~self.is_crowd).sum())
         empty = int((np.diff(self.offsets) == 0).sum())
         unused = len(self.category_ids) - len(np.unique(self.labels[~self.is_crowd]))
+        unlikely = int(np.less_equal(self.areas, 0).sum() + np.greater(self.areas, self._largest_areas).sum())
         counted = [
+            (
+                unlikely,
+                "areas are 0, negative or larger than their box: used as they are, by size groups alone",
+            ),
             (partly, "boxes reach over the image border: clipped"),
             (dropped, "boxes are empty or outside their image: not trained on, still counted by stats"),
             (int(self.is_crowd.sum()), "crowd regions: not trained on, not counted"),
@@ -99,62 +111,9 @@ def read_annotations(path: Path) -> Annotations:
         InputError: not JSON, a key is missing, ids repeat or point nowhere, or a box is not four finite
             numbers with non-negative size; the message lists the first ten ids.
     """
-    content = _load(path)
-    images, categories, records = content["images"], content["categories"], content["annotations"]
-    image_ids = fields.unique_ids(images, "image", path)
-    category_ids = fields.unique_ids(categories, "category", path)
-    if not len(image_ids) or not len(category_ids):
-        raise InputError(
-            f"{path} has {len(image_ids)} images and {len(category_ids)} categories: nothing to do"
-        )
-    categories = [categories[i] for i in np.argsort(category_ids)]
-    category_ids = np.sort(category_ids)
-    ids = fields.unique_ids(records, "annotation", path)
-    box_images = fields.positions(records, "image_id", image_ids, path)
-    labels = fields.positions(records, "category_id", category_ids, path)
-    boxes = fields.boxes_xyxy(records, path)
-    federated = fields.federated_ids(images, path)
-    order = np.argsort(box_images, kind="stable")
-    return Annotations(
-        path=path,
-        digest=file_digest(path),
-        image_ids=image_ids,
-        file_names=fields.file_names(images, path),
-        sizes_wh=fields.sizes_wh(images, path),
-        category_ids=category_ids,
-        category_names=fields.category_names(categories, path),
-        frequency=fields.frequency_letters(categories, path),
-        annotation_ids=ids[order],
-        box_images=box_images[order],
-        labels=labels[order],
-        boxes=boxes[order],
-        is_crowd=fields.crowd_flags(records, path)[order],
-        segmentations=[records[i].get("segmentation") for i in order],
-        neg_category_ids=federated[0] if federated else None,
-        not_exhaustive_category_ids=federated[1] if federated else None,
-    )
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise MissingInput(
-            f"annotations {path} do not exist", "check data: in params.yaml, or --annotations"
-        ) from None
-    except IsADirectoryError:
-        raise InputError(f"annotations {path} is a folder, not a json file") from None
-    except OSError as problem:
-        raise InputError(f"annotations {path} cannot be read: {problem.strerror}") from None
-    except (ValueError, RecursionError) as problem:  # also numbers of thousands of digits, endless nesting
-        raise InputError(f"{path} is not valid JSON: {problem}", "is the download complete?") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds a {type(content).__name__}, not the images, annotations and categories "
-            "of a COCO or LVIS file"
-        )
-    for key in ("images", "annotations", "categories"):
-        records = content.get(key)
-        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            raise InputError(f"{path} has no list `{key}`: it is not a COCO or LVIS annotation file")
-    return content
+    if not path.exists():
+        raise MissingInput(f"annotations {path} do not exist", "check data: in params.yaml, or --annotations")
+    digest = file_digest(path)
+    columns = parsed(path, digest)
+    segmentations = Segmentations(path, columns.pop("file_order"), digest)
+    return Annotations(path=path, digest=digest, segmentations=segmentations, **columns)
