@@ -7,6 +7,7 @@ costs time, not the run.
 
 import contextlib
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -63,13 +64,17 @@ def _keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sweep(path.parent)
+        sweep(path.parent)
 
 
-def _sweep(place: Path) -> None:
-    """Remove what has not been used for long, and what killed processes left."""
+def sweep(place: Path) -> None:
+    """Remove the entries, files or folders, that have not been used for long, and what killed processes left.
+
+    The last use of an entry is the latest time of a file in it.
+    """
     for path in place.iterdir():
         with contextlib.suppress(OSError):  # another process may be quicker
-            seconds = time.time() - path.stat().st_mtime
-            if path.is_file() and seconds > (DAY if path.suffix == ".tmp" else UNUSED):
-                path.unlink()
+            inside = list(path.iterdir()) if path.is_dir() else []
+            seconds = time.time() - max(p.stat().st_mtime for p in [path, *inside])
+            if seconds > (DAY if path.suffix == ".tmp" else UNUSED):
+                shutil.rmtree(path) if inside else path.unlink()

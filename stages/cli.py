@@ -36,6 +36,13 @@ Images = Annotated[
     Path | None, typer.Option("--images", help="Image folder of --annotations; default: beside it.")
 ]
 Proposals = Annotated[Path | None, typer.Option("--proposals", help="Folder written by `2drcl proposals`.")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="lvis or coco; default: what the json is. proposals: average recall of --proposals.",
+    ),
+]
 Stats = Annotated[Path | None, typer.Option("--stats", help="Folder written by `2drcl stats`.")]
 Init = Annotated[Path | None, typer.Option("--init", help="Weights that training starts from.")]
 AllowPartial = Annotated[
@@ -268,10 +275,9 @@ def evaluate(
     params: ParamsPath = None,
     annotations: Annotations = None,
     images: Images = None,
+    proposals: Proposals = None,
     stats: Stats = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", help="lvis or coco; default: what the json is.")
-    ] = None,
+    protocol: Protocol = None,
     out: Out = None,
     gpus: Gpus = None,
     seed: Seed = None,
@@ -279,7 +285,7 @@ def evaluate(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Weights or predictions -> predictions.json and metrics.json."""
+    """Weights or predictions -> predictions.json and metrics.json; proposals -> metrics.json."""
     import dataclasses
 
     from stages.common import refuse_under_dvc, split_of
@@ -289,12 +295,13 @@ def evaluate(
         raise UsageError("--weights and --predictions exclude each other")
     order = _order("evaluate", out, params, seed, gpus=gpus, fresh=fresh, dry_run=dry_run, as_json=json)
     if protocol is not None:
-        changed = {**dict(order.params.content.get("evaluate") or {}), "protocol": protocol}
-        order = dataclasses.replace(
-            order,
-            params=dataclasses.replace(order.params, content={**order.params.content, "evaluate": changed}),
-        )
-    order.params.section("evaluate")
+        order = dataclasses.replace(order, params=_with_protocol(order.params, protocol))
+    if order.params.section("evaluate").protocol == "proposals":
+        if weights or predictions or run:
+            raise UsageError("protocol proposals looks at proposals, not at a detector", "give --proposals")
+        return _evaluate_proposals(order, annotations, proposals, stats, out)
+    if proposals:
+        raise UsageError("--proposals has no part in this protocol", "add --protocol proposals")
     split = split_of(order.params, "val", annotations, images)
     sources = _sources(order, weights, predictions, run, ("finetune", "detector.pth"))
     _one_answer(sources, out, json)
@@ -304,6 +311,28 @@ def evaluate(
     for name, found in sources.items():
         place = dataclasses.replace(order, out=out or _default(stage="evaluate", run=name))
         stage.run(place, split, weights=None if predictions else found, predictions=predictions, stats=stats)
+
+
+def _with_protocol(params: Any, protocol: str) -> Any:
+    """The params with evaluate.protocol replaced."""
+    import dataclasses
+
+    changed = {**dict(params.content.get("evaluate") or {}), "protocol": protocol}
+    return dataclasses.replace(params, content={**params.content, "evaluate": changed})
+
+
+def _evaluate_proposals(
+    order: Any, annotations: Path | None, proposals: Path | None, stats: Path | None, out: Path | None
+) -> None:
+    """Proposals are made for the training split, so that is the default here."""
+    import dataclasses
+
+    from stages import evaluate_proposals as stage
+    from stages.common import default_out, split_of
+
+    place = dataclasses.replace(order, out=out or default_out("evaluate", "proposals"))
+    split = split_of(order.params, "train", annotations, None)
+    stage.run(place, split, proposals or default_out("proposals"), stats)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -386,13 +415,37 @@ def methods(
 
 @app.command(name="compare", rich_help_panel=TOOLS)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders written by `2drcl evaluate`.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders written by `2drcl evaluate`, or two of `2drcl stats`.")
+    ],
     json: Json = False,
 ) -> None:
-    """Metrics of several evaluations in one table, with the images each was trained on."""
+    """Evaluations in one table, with the images each was trained on; or two stats folders side by side."""
     from stages import compare as stage
 
     stage.run(runs, json)
+
+
+@app.command(name="coco-lt", rich_help_panel=TOOLS)
+def coco_lt(
+    annotations: Annotated[Path, typer.Option("--annotations", help="COCO's instances_train2017.json.")],
+    membership: Annotated[
+        Path | None,
+        typer.Option(
+            "--membership", help="SimCal's image ids per class; default: a seeded sample to its counts."
+        ),
+    ] = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """COCO train2017 -> the long-tailed split COCO-LT, checked against its published counts."""
+    from stages import coco_lt as stage
+
+    order = _order("coco-lt", out, None, seed, fresh=fresh, dry_run=dry_run, as_json=json)
+    stage.run(order, annotations, membership)
 
 
 @app.command(name="show-config", rich_help_panel=TOOLS)

@@ -1,5 +1,8 @@
 """params.yaml -> settings of every section: defaults < preset < file < command line.
 
+The preset is the one named in the section (`stats: {preset: mmdet}`, from that section's own list), else the
+file's.
+
 A command builds the sections it uses; the training commands, which import everything anyway, check all
 sections before they start, so that a typing error in `finetune` is not found after an hour of pre-training.
 """
@@ -43,11 +46,23 @@ class Params:
         """
         module_name, class_name = SECTIONS[name]
         module = importlib.import_module(module_name)
-        preset = getattr(module, "PRESETS", {}).get(self.content.get("preset", "default"), {})
         given = self.content.get(name)
         if given is not None and not isinstance(given, Mapping):
             raise SettingsError(f"{name} must be a section with keys, but it is {given!r}")
-        return build(getattr(module, class_name), merge(preset, given or {}), name)
+        keys = {key: value for key, value in (given or {}).items() if key != "preset"}
+        preset = self._preset(name, given or {}, getattr(module, "PRESETS", {}))
+        return build(getattr(module, class_name), merge(preset, keys), name)
+
+    def _preset(
+        self, name: str, given: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """The preset's settings for one section; the file's preset may have nothing to say about it."""
+        if "preset" not in given:
+            return known.get(self.content.get("preset", "default"), {})
+        chosen, names = given["preset"], ("default", *known)
+        if chosen not in names:
+            raise SettingsError(f"{name}.preset must be one of {', '.join(names)}, but it is {chosen!r}")
+        return known.get(chosen, {})
 
     def check_all(self) -> None:
         """Build every section that is present."""

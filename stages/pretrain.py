@@ -8,6 +8,7 @@ from pipeline import artifacts
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector, publish
+from pipeline.proposals.store import ProposalStore
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits, proposals_digest
 from stages.console import say, warn
@@ -43,6 +44,8 @@ def run(order: Order, inputs: Inputs) -> None:
     report_start("pretrain", build_detector(plan)[1], job.detector.norm)
     for warning in plan.warnings():
         warn(warning)
+    for remark in ProposalStore.open(job.proposals, plan.annotations.digest).remarks(settings.contrast.boxes):
+        say(f"proposals: {remark}")
     say(
         f"pretrain: {plan.images_drawn} images in epochs of {plan.schedule.epoch_steps[0]} to "
         f"{plan.schedule.epoch_steps[-1]} steps; queues of {plan.queues[0]} images and {plan.queues[1]} boxes"

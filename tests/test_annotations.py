@@ -241,6 +241,22 @@ def test_duplicate_ids_list_the_first_ten(tmp_path: Path) -> None:
     assert "category ids appear more than once: 3" in refused(tmp_path, small(categories=twice))
 
 
+def test_two_images_of_one_file(tmp_path: Path) -> None:
+    images = [image(i, file_name=f"{i % 4}.jpg") for i in range(6)]
+    message = refused(tmp_path, small(images=images))
+    assert message.endswith("images 4, 5 have the file_name of an image before them")
+
+
+def test_corners_in_place_of_sizes_are_seen_in_many_boxes(tmp_path: Path) -> None:
+    corners = [record(i, bbox=[50 + i, 40, 90, 70], image_id=1) for i in range(12)]
+    message = refused(tmp_path, small(*corners))
+    assert "bbox looks like x1, y1, x2, y2" in message and "100% of the boxes" in message
+    assert message.endswith("annotations 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more")
+    assert len(read(tmp_path, small(*corners[:9])).boxes) == 9  # too few to tell
+    large = [record(i, bbox=[5, 5, 90, 70]) for i in range(12)]  # inside either way
+    assert len(read(tmp_path, small(*large)).boxes) == 12
+
+
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
 def test_annotations_that_point_nowhere(tmp_path: Path, key: str) -> None:
     message = refused(tmp_path, small(record(99), *[record(i, **{key: 50 + i}) for i in range(30)]))
@@ -396,8 +412,10 @@ def test_federated_fields(tmp_path: Path) -> None:
     assert found.is_lvis and found.neg_category_ids == [[1, 900]] * 2
     assert found.not_exhaustive_category_ids == [[], []]
     assert not read(tmp_path, small(images=[image(1, neg_category_ids=[1])])).is_lvis
-    mixed = refused(tmp_path, small(images=[image(1, **full), image(2), image(3, neg_category_ids=[])]))
-    assert mixed.endswith("others not: 2, 3")
+    mixed = read(tmp_path, small(images=[image(1, **full), image(2), image(3, neg_category_ids=[])]))
+    assert mixed.neg_category_ids is None  # good enough to train on; only an evaluation needs to know
+    with pytest.raises(InputError, match="others not: 2, 3"):
+        assert mixed.is_lvis
     for key in full:
         for bad in (None, "12", 5, ["1"], [1.0], [True], {"1": 1}, [2**64]):
             message = refused(tmp_path, small(images=[image(1, **full), image(7, **full | {key: bad})]))

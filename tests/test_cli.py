@@ -20,10 +20,13 @@ OPTIONS = {
     "stats": COMMON | {"--annotations", "--proposals"},
     "pretrain": COMMON | MACHINE | SPLIT | {"--proposals", "--stats", "--init", "--allow-partial"},
     "finetune": COMMON | MACHINE | SPLIT | {"--method", "--run", "--stats", "--init", "--allow-partial"},
-    "evaluate": COMMON | SPLIT | {"--gpus", "--weights", "--predictions", "--run", "--stats", "--protocol"},
+    "evaluate": COMMON
+    | SPLIT
+    | {"--gpus", "--weights", "--predictions", "--proposals", "--run", "--stats", "--protocol"},
     "analyze": COMMON | {"--annotations", "--predictions", "--run", "--stats"},
     "methods": {"--json", "--help"},
     "compare": {"--json", "--help"},
+    "coco-lt": COMMON - {"--params"} | {"--annotations", "--membership"},
     "show-config": {"--params", "--json", "--help"},
     "doctor": {"--json", "--help"},
 }

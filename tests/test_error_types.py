@@ -35,7 +35,7 @@ def report(
     frequency: list[str] | None = None,
 ) -> ErrorReport:
     images: list[dict[str, Any]] = [
-        {"id": i, "file_name": "a", "width": 900, "height": 900} for i in (1, 2, 3)
+        {"id": i, "file_name": f"{i}.jpg", "width": 900, "height": 900} for i in (1, 2, 3)
     ]
     for image in images if federated is not None else []:
         image |= {

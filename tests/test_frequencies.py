@@ -220,6 +220,20 @@ def test_settings_are_read_strictly() -> None:
     found = build(StatsSettings, {"threshold": 0.001, "rounding": "ceil", "first_epoch": 1}, "stats")
     assert (found.threshold, found.rounding, found.first_epoch) == (0.001, "ceil", 1)
     assert build(StatsSettings, None, "stats").threshold == "auto"
-    for wrong in ({"threshold": 0}, {"threshold": "some"}, {"first_epoch": 2}, {"instances": "boxes"}):
+    for wrong in (
+        {"threshold": 0},
+        {"threshold": "some"},
+        {"first_epoch": 2},
+        {"instances": "boxes"},
+        {"denominator": "every"},
+        {"irfs_mean": "quadratic"},
+        {"progress_max": 1.5},
+        {"direction": "backwards"},
+        {"floor": 2},
+        {"max_factor": 0.5},
+        {"root": 1},
+        {"rounding": "floor"},
+        {"length": "short"},
+    ):
         with pytest.raises(SettingsError, match=f"stats.{next(iter(wrong))}"):
             build(StatsSettings, wrong, "stats")

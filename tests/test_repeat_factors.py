@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from pipeline.stats.repeat_factors import (
     alphas,
     effective_frequency,
     factors_of_frequency,
-    geometric_frequency,
     image_factors,
+    instance_aware_frequency,
     irfs_factors,
     repeat_factors,
     rfs_factors,
@@ -22,6 +23,8 @@ from pipeline.stats.repeat_factors import (
 
 REFERENCE = Path(__file__).parent / "reference"
 LVIS_IMAGES, LVIS_BOXES = 99_388, 1_270_141
+SHARED = Path(os.environ.get("TWODRCL_DATA", Path(__file__).parents[1] / "../shared/data")) / "longtail"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no reference numbers: set TWODRCL_DATA")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,47 @@ def test_rfs_and_irfs_reproduce_every_lvis_category(lvis: dict) -> None:
     np.testing.assert_allclose(
         irfs_factors(lvis["f_im"], lvis["f_in"], 1e-3), lvis["r_irfs"], rtol=1e-8, atol=0
     )
+
+
+@needs_shared
+def test_every_column_of_the_whole_lvis_table_is_reproduced() -> None:
+    """Also those of the authors' early code, eq. 4 backwards without a floor, and of IRFS's ablations."""
+    with (SHARED / "lvis_v1_repeat_factors.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    column = {
+        key: np.array([float(row[key]) for row in rows])
+        for key in rows[0]
+        if key != "name" and key != "frequency"
+    }
+    f_im, f_in = column["image_count"] / LVIS_IMAGES, column["instance_count"] / LVIS_BOXES
+    to_images = alphas(2, direction="to-images", progress_max=0.5)  # t = 0 and 0.5
+    found = {
+        "f_im": f_im,
+        "f_in": f_in,
+        "r_rfs": rfs_factors(f_im, 1e-3),
+        "r_irfs": irfs_factors(f_im, f_in, 1e-3),
+        "r_irfs_harmonic": irfs_factors(f_im, f_in, 1e-3, "harmonic"),
+        "r_irfs_arith": irfs_factors(f_im, f_in, 1e-3, "arithmetic"),
+        "r_devcode_t0": repeat_factors(f_im, f_in, to_images[0], 1e-3, floor=0),
+        "r_devcode_t05": repeat_factors(f_im, f_in, to_images[1], 1e-3, floor=0),
+    }
+    for name, alpha in {"a0": 0, "a025": 0.25, "a05": 0.5, "a075": 0.75, "a1": 1}.items():
+        found[f"r_eq4_{name}"] = repeat_factors(f_im, f_in, alpha, 1e-3)
+    assert set(found) == set(column) - {"id", "index", "image_count", "instance_count"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, column[name], rtol=1e-8, atol=0, err_msg=name)
+
+
+@needs_shared
+def test_the_early_codes_factors_are_reproduced_image_by_image() -> None:
+    whole = json.loads((SHARED / "vectors" / "samplers_toy.json").read_text(encoding="utf-8"))
+    f_im, f_in = toy_shares(whole)
+    offsets, labels = csr(whole["images"])
+    by_t = whole["devcode_dynamic"]["image_repeat_factor_by_t"]
+    assert list(by_t) == ["0", "0.25", "0.5", "1.0"]
+    for t, expected in by_t.items():
+        found = repeat_factors(f_im, f_in, 1 - float(t), 0.1, floor=0)
+        np.testing.assert_allclose(image_factors(found, offsets, labels), expected, rtol=1e-12, err_msg=t)
 
 
 def test_lvis_group_statistics(lvis: dict) -> None:
@@ -170,12 +214,54 @@ def test_tiny_shares_neither_underflow_nor_divide_by_zero() -> None:
     tiny = 1e-200
     with np.errstate(all="raise"):
         assert effective_frequency([tiny], [tiny], 0.5)[0] == pytest.approx(tiny, rel=1e-12)
-        assert geometric_frequency([tiny], [tiny])[0] == pytest.approx(tiny, rel=1e-12)
+        assert instance_aware_frequency([tiny], [tiny])[0] == pytest.approx(tiny, rel=1e-12)
         assert effective_frequency([tiny], [1.0], 0.5)[0] == pytest.approx(2 * tiny, rel=1e-12)
         assert repeat_factors([tiny, 0.0], [1.0, 0.0], 0.5, 1e-3).tolist() == [
             pytest.approx(math.sqrt(1e-3 / 2e-200)),
             1.0,
         ]
+
+
+def test_floor_cap_and_root_against_a_slow_loop() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        f = np.append(10 ** rng.uniform(-6, 0, size=30), 0.0)
+        floor, cap, root = float(rng.random()), float(rng.uniform(1, 20)), bool(rng.integers(2))
+        found = factors_of_frequency(f, 1e-3, floor=floor, max_factor=cap, root=root)
+        for share, r in zip(f.tolist(), found.tolist(), strict=True):
+            raw = 1.0 if share == 0 else 1e-3 / share
+            assert r == pytest.approx(min(cap, max(floor, math.sqrt(raw) if root else raw)), rel=1e-12)
+
+
+def test_half_the_share_is_twice_the_factor_only_without_the_root() -> None:
+    assert factors_of_frequency([1e-4, 5e-5], 1e-3, root=False) == pytest.approx([10, 20])
+    assert factors_of_frequency([1e-4, 5e-5], 1e-3)[1] == pytest.approx(math.sqrt(20))
+
+
+def test_means_of_irfs_are_ordered_and_its_harmonic_one_is_eq4_half_way() -> None:
+    rng = np.random.default_rng(1)
+    f_im, f_in = 10 ** rng.uniform(-6, 0, size=(2, 100))
+    mean = {m: instance_aware_frequency(f_im, f_in, m) for m in ("harmonic", "geometric", "arithmetic")}
+    assert (mean["harmonic"] <= mean["geometric"] * (1 + 1e-12)).all()
+    assert (mean["geometric"] <= mean["arithmetic"] * (1 + 1e-12)).all()
+    np.testing.assert_array_equal(mean["harmonic"], effective_frequency(f_im, f_in, 0.5))
+
+
+def test_the_schedule_of_alpha() -> None:
+    assert alphas(4).tolist() == [0, 0.25, 0.5, 0.75]
+    assert alphas(4, first_epoch=1).tolist() == [0.25, 0.5, 0.75, 1]
+    assert alphas(4, progress_max=0.5).tolist() == [0, 0.25, 0.5, 0.5]
+    assert alphas(4, direction="to-images", progress_max=0.5).tolist() == [1, 0.75, 0.5, 0.5]
+    with pytest.raises(ValueError, match="epochs"):
+        alphas(0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"floor": -0.1}, {"floor": 1.5}, {"max_factor": 0.9}, {"max_factor": float("nan")}]
+)
+def test_floor_and_cap_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        factors_of_frequency([0.1], 1e-3, **wrong)
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan")])

@@ -1,15 +1,25 @@
 """The epoch sampler: expectation, determinism, lengths, orientation, and the edges."""
 
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.errors import SettingsError, UsageError
 from pipeline.stats.frequencies import CategoryFrequencies, ImageCategories, frequency_letters
-from pipeline.stats.repeat_factors import irfs_factors, repeat_factors, rfs_factors
-from pipeline.stats.sampler import EpochSampler, build_sampler, category_factors, expected_draws
+from pipeline.stats.sampler import EpochSampler, build_sampler
+from pipeline.stats.settings import StatsSettings
+
+ROOT = Path(__file__).parent.parent
 
 
 def csr_of(images: list[list[int]]) -> ImageCategories:
@@ -46,29 +56,17 @@ def long_tail(
     return frequencies_of(present.sum(axis=0), instances.sum(axis=0), num_images), csr_of(images)
 
 
-def drb(seed: int = 0, batch_size: int = 8, **more: object) -> EpochSampler:
+def drb(
+    seed: int = 0, batch_size: int = 8, is_portrait: np.ndarray | None = None, **chosen: object
+) -> EpochSampler:
     frequencies, categories = long_tail(3)
-    return build_sampler("drb", frequencies, categories, 5, 0.3, batch_size, seed, **more)
-
-
-def test_schemes_use_their_category_factors() -> None:
-    frequencies, _ = long_tail(0)
-    f_im, f_in = frequencies.f_image, frequencies.f_instance
-    for epoch in range(4):
-        found = {s: category_factors(s, frequencies, 4, 0.3)[epoch] for s in ("random", "rfs", "irfs", "drb")}
-        assert (found["random"] == 1).all()
-        np.testing.assert_array_equal(found["rfs"], rfs_factors(f_im, 0.3))
-        np.testing.assert_array_equal(found["irfs"], irfs_factors(f_im, f_in, 0.3))
-        np.testing.assert_array_equal(found["drb"], repeat_factors(f_im, f_in, epoch / 4, 0.3))
-    shifted = category_factors("drb", frequencies, 4, 0.3, first_epoch=1)
-    np.testing.assert_array_equal(shifted[3], rfs_factors(f_in, 0.3))
-    with pytest.raises(ValueError, match="epochs"):
-        category_factors("random", frequencies, 0, 0.3)
+    settings = StatsSettings(threshold=0.3, **chosen)
+    return build_sampler("drb", frequencies, categories, 5, settings, batch_size, seed, is_portrait)
 
 
 def test_random_draws_every_image_exactly_once() -> None:
     frequencies, categories = long_tail(1)
-    sampler = build_sampler("random", frequencies, categories, 2, 0.3, 8, seed=0)
+    sampler = build_sampler("random", frequencies, categories, 2, StatsSettings(threshold=0.3), 8, seed=0)
     assert sorted(sampler.draws(0)) == list(range(80))
     assert not np.array_equal(sampler.draws(0), sampler.draws(1)) and sampler.all_ones
 
@@ -100,19 +98,66 @@ def test_ceil_rounds_every_factor_up() -> None:
 
 
 def test_expected_draws_are_the_mean_length() -> None:
-    frequencies, categories = long_tail(3)
-    factors = category_factors("drb", frequencies, 5, 0.3)
     lengths = [[len(drb(seed).draws(epoch)) for epoch in range(5)] for seed in range(200)]
-    np.testing.assert_allclose(np.mean(lengths, axis=0), expected_draws(factors, categories), atol=1.5)
-    upward = [len(drb(rounding="ceil").draws(epoch)) for epoch in range(5)]
-    assert expected_draws(factors, categories, "ceil").tolist() == upward
+    np.testing.assert_allclose(np.mean(lengths, axis=0), drb().expected_draws(), atol=1.5)
+    upward = drb(rounding="ceil")
+    assert upward.expected_draws().tolist() == [len(upward.draws(epoch)) for epoch in range(5)]
 
 
 def test_epochs_of_the_dynamic_scheme_start_as_rfs_and_grow() -> None:
     frequencies, categories = long_tail(3)
-    dynamic = expected_draws(category_factors("drb", frequencies, 5, 0.3), categories)
-    fixed = expected_draws(category_factors("rfs", frequencies, 5, 0.3), categories)
+    settings = StatsSettings(threshold=0.3)
+    fixed = build_sampler("rfs", frequencies, categories, 5, settings, 8, 0).expected_draws()
+    dynamic = drb().expected_draws()
     assert dynamic[0] == fixed[0] and (np.diff(fixed) == 0).all() and (np.diff(dynamic) > 0).all()
+
+
+@pytest.mark.parametrize("length", ["fixed", "images"])
+def test_fixed_epochs_have_their_length_exactly_and_copies_in_proportion(length: str) -> None:
+    num_draws = 80 if length == "images" else round(drb().image_factors(0).sum())
+    for seed in range(20):
+        sampler = drb(seed, length=length)
+        for epoch in range(5):
+            factors = sampler.image_factors(epoch)
+            mean = factors * num_draws / factors.sum()
+            copies = np.bincount(sampler.draws(epoch), minlength=80)
+            assert copies.sum() == num_draws
+            assert ((copies >= np.floor(mean - 1e-9)) & (copies <= np.ceil(mean + 1e-9))).all()
+            np.testing.assert_allclose(sampler.expected_copies(epoch), mean, rtol=1e-12)
+
+
+def test_mean_copies_of_fixed_epochs_approach_their_expectation() -> None:
+    num_seeds = 600
+    samplers = [drb(seed, length="images") for seed in range(num_seeds)]
+    copies = sum(np.bincount(sampler.draws(4), minlength=80) for sampler in samplers)
+    mean = samplers[0].expected_copies(4)
+    fraction = mean - np.floor(mean)
+    deviation = np.sqrt(fraction * (1 - fraction) / num_seeds)
+    assert (np.abs(copies / num_seeds - mean) <= 5 * deviation + 1e-9).all()
+    assert (copies < num_seeds).any() and (copies > 2 * num_seeds).any()  # left out, and repeated
+
+
+def test_a_floor_of_0_leaves_out_images_of_frequent_categories_but_never_always_the_empty_ones() -> None:
+    sampler = drb(floor=0)
+    empty = np.diff(sampler.categories.offsets) == 0
+    assert empty.any() and (sampler.image_factors(0)[empty] == 1).all()
+    copies = np.bincount(sampler.draws(0), minlength=80)
+    assert (copies[empty] == 1).all() and (copies == 0).any()
+    assert sampler.image_factors(0).min() < 1 and not sampler.all_ones
+
+
+def test_a_cap_limits_the_copies() -> None:
+    assert np.bincount(drb().draws(4)).max() > 2
+    assert np.bincount(drb(max_factor=2.0).draws(4)).max() == 2
+
+
+def test_rounding_up_and_a_fixed_length_exclude_each_other() -> None:
+    for length in ("fixed", "images"):
+        with pytest.raises(SettingsError, match=f"stats.length is {length}") as caught:
+            StatsSettings(rounding="ceil", length=length)
+        assert "stochastic" in caught.value.hint
+        with pytest.raises(ValueError, match=length):
+            EpochSampler(csr_of([[0]]), np.ones((1, 1)), 1, 0, rounding="ceil", length=length)
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
@@ -137,7 +182,13 @@ def test_steps_are_the_draws_in_order_without_the_last_incomplete_batch() -> Non
 def test_lengths_are_known_in_advance_for_every_epoch() -> None:
     portrait = np.arange(80) % 3 == 0
     for seed in range(10):
-        for sampler in (drb(seed), drb(seed, is_portrait=portrait), drb(seed, rounding="ceil")):
+        for sampler in (
+            drb(seed),
+            drb(seed, is_portrait=portrait),
+            drb(seed, rounding="ceil"),
+            drb(seed, length="fixed"),
+            drb(seed, length="images", is_portrait=portrait),
+        ):
             lengths = sampler.lengths()
             assert lengths.tolist() == [len(sampler.steps(epoch)) for epoch in range(5)]
             lengths[:] = 0  # a copy: the plan itself stays
@@ -154,7 +205,8 @@ def test_orientations_share_at_most_one_batch_and_keep_the_draws() -> None:
         share = portrait[steps].mean(axis=1)
         mixed = ((share > 0) & (share < 1)).sum()
         dropped = Counter(draws.tolist()) - Counter(steps.ravel().tolist())
-        assert not Counter(steps.ravel().tolist()) - Counter(draws.tolist())
+        without = drb(seed, batch_size=sampler.batch_size).steps(2)
+        assert Counter(steps.ravel().tolist()) == Counter(without.ravel().tolist())
         assert mixed <= 1 and dropped.total() == len(draws) % sampler.batch_size
         mixed_seen, dropped_seen = mixed_seen + mixed, dropped_seen + dropped.total()
     assert mixed_seen and dropped_seen
@@ -168,15 +220,15 @@ def test_orientation_batches_come_in_mixed_order() -> None:
 
 
 def test_neither_orientation_is_dropped_more_often() -> None:
-    """18 and 18 images in batches of 10 leave 8 of each: 10 make the mixed batch, 6 are dropped."""
+    """18 and 18 images in batches of 10: the last 6 of the shuffled 36 are dropped."""
     portrait = np.arange(36) >= 18
     lost = np.zeros(36)
     for seed in range(400):
         steps = EpochSampler(csr_of([[0]] * 36), np.ones((1, 1)), 10, seed, portrait).steps(0)
         lost[np.setdiff1d(np.arange(36), steps)] += 1
     assert lost.sum() == 400 * 6
-    # Hypergeometric: of 6 drawn from 8 + 8, the portraits number 3 with variance 0.9.
-    assert abs(lost[18:].sum() - 1200) < 5 * np.sqrt(0.9 * 400)
+    # Hypergeometric: of 6 drawn from 18 + 18, the portraits number 3 with variance 6 / 4 * 30 / 35.
+    assert abs(lost[18:].sum() - 1200) < 5 * np.sqrt(6 / 4 * 30 / 35 * 400)
 
 
 def test_empty_images_are_drawn_once() -> None:
@@ -212,7 +264,9 @@ def test_fewer_draws_than_a_batch_is_a_usage_error() -> None:
 def test_misuse_is_refused(wrong: dict) -> None:
     frequencies, categories = long_tail(3)
     with pytest.raises(ValueError):
-        build_sampler("rfs", frequencies, categories, 2, 0.3, **{"batch_size": 8, "seed": 0, **wrong})
+        build_sampler(
+            "rfs", frequencies, categories, 2, StatsSettings(), **{"batch_size": 8, "seed": 0, **wrong}
+        )
 
 
 @pytest.mark.parametrize("epoch", [-1, 5])
@@ -221,8 +275,138 @@ def test_an_epoch_that_was_not_planned_is_refused(epoch: int) -> None:
         drb().draws(epoch)
 
 
-def test_an_lvis_epoch_is_drawn_in_milliseconds() -> None:
-    """100,170 images, 361,000 pairs, 1,203 categories: below 20 ms of processor time."""
+def plain_copies(sampler: EpochSampler, epoch: int, generator: np.random.Generator) -> list[int]:
+    """How often each image is drawn, one image after the other."""
+    offsets, labels = sampler.categories.offsets.tolist(), sampler.categories.labels.tolist()
+
+    def factors_of(some_epoch: int) -> list[float]:
+        row = sampler.category_factors[some_epoch].tolist()
+        images = [labels[a:b] for a, b in itertools.pairwise(offsets)]
+        return [max((row[c] for c in image), default=1.0) for image in images]
+
+    factors = factors_of(epoch)
+    if sampler.rounding == "ceil":
+        generator.random(len(factors))
+        return [math.ceil(r) for r in factors]
+    if sampler.length == "growing":
+        return [
+            int(r) + (u < r - int(r)) for r, u in zip(factors, generator.random(len(factors)), strict=True)
+        ]
+    total = len(factors) if sampler.length == "images" else round(sum(factors_of(0)))
+    order, copies, at = generator.permutation(len(factors)).tolist(), [0] * len(factors), generator.random()
+    for image in order:
+        before = int(at)
+        at += factors[image] * total / sum(factors)
+        copies[image] = int(at) - before
+    copies[order[-1]] += total - sum(copies)
+    return copies
+
+
+def plain_steps(sampler: EpochSampler, epoch: int) -> list[list[int]]:
+    """The batches of one epoch, by filling one basket per orientation."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([sampler.seed, epoch], dtype=np.uint64)))
+    copies, size = plain_copies(sampler, epoch, generator), sampler.batch_size
+    draws = generator.permutation([i for i, times in enumerate(copies) for _ in range(times)]).tolist()
+    kept = draws[: len(draws) // size * size]
+    if sampler.is_portrait is None:
+        return [kept[i : i + size] for i in range(0, len(kept), size)]
+    batches: dict[bool, list[list[int]]] = {False: [[]], True: [[]]}
+    for image in kept:
+        mine = batches[bool(sampler.is_portrait[image])]
+        mine[-1].append(image)
+        if len(mine[-1]) == size:
+            mine.append([])
+    over = {kind: len(mine[-1]) for kind, mine in batches.items()}
+    mixed: list[int] = []
+    for image in reversed(kept):
+        kind = bool(sampler.is_portrait[image])
+        if over[kind]:
+            over[kind] -= 1
+            mixed.insert(0, image)
+    whole = [*batches[False][:-1], *batches[True][:-1], *([mixed] if mixed else [])]
+    return [whole[i] for i in generator.permutation(len(whole))]
+
+
+def random_sampler(seed: int) -> EpochSampler:
+    rng = np.random.default_rng(seed)
+    num_categories = int(rng.integers(1, 7))
+    images = [
+        sorted(set(rng.integers(num_categories, size=rng.integers(0, 4)).tolist()))
+        for _ in range(rng.integers(1, 60))
+    ]
+    factors = rng.choice([0.3, 1.0, 1.0, 2.0], size=(3, num_categories)) * rng.uniform(1, 4)
+    length = str(rng.choice(["growing", "fixed", "images"]))
+    return EpochSampler(
+        csr_of(images),
+        factors,
+        batch_size=int(rng.integers(1, 9)),
+        seed=int(rng.integers(2**40)),
+        is_portrait=rng.random(len(images)) < rng.random() if rng.random() < 0.6 else None,
+        rounding="ceil" if length == "growing" and rng.random() < 0.3 else "stochastic",
+        length=length,
+    )
+
+
+def test_every_draw_equals_a_plain_walk_through_random_data_sets() -> None:
+    kinds = Counter()
+    for seed in range(150):
+        sampler = random_sampler(seed)
+        for epoch in range(3):
+            expected = plain_steps(sampler, epoch)
+            if not expected:
+                with pytest.raises(UsageError, match="does not fill one batch"):
+                    sampler.steps(epoch)
+                continue
+            assert sampler.steps(epoch).tolist() == expected, (seed, epoch)
+            kinds[sampler.length, sampler.rounding, sampler.is_portrait is None] += 1
+    assert len(kinds) == 8  # growing up and by chance, fixed, images; with and without orientations
+
+
+def test_orientations_never_change_what_is_drawn() -> None:
+    for seed in range(100):
+        sampler = random_sampler(seed)
+        plain = dataclasses.replace(sampler, is_portrait=None)
+        for epoch in range(3):
+            if plain_steps(plain, epoch):
+                with_, without = sampler.steps(epoch).ravel(), plain.steps(epoch).ravel()
+                assert sorted(with_.tolist()) == sorted(without.tolist())
+
+
+def test_resuming_anywhere_continues_the_same_batches() -> None:
+    portrait = np.arange(80) % 3 == 0
+    whole = drb(5, is_portrait=portrait)
+    run = np.concatenate([whole.steps(epoch) for epoch in range(5)])
+    rng = np.random.default_rng(0)
+    for position in rng.integers(len(run), size=10):
+        resumed = drb(5, is_portrait=portrait)  # knows nothing but (seed, position)
+        ends = np.cumsum(resumed.lengths())
+        epoch = int(np.searchsorted(ends, position, side="right"))
+        inside = position - (ends[epoch] - resumed.lengths()[epoch])
+        np.testing.assert_array_equal(resumed.steps(epoch)[inside], run[position])
+
+
+def test_another_process_draws_the_same() -> None:
+    """Hash seeds order sets and dictionaries differently; no such order may reach the draws."""
+    digest = "from tests.test_sampler import random_sampler as s; "
+    digest += "import hashlib, numpy as np; "
+    digest += "print([hashlib.sha256(s(n).draws(1).tobytes()).hexdigest() for n in range(20)])"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", digest],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    here = [hashlib.sha256(random_sampler(n).draws(1).tobytes()).hexdigest() for n in range(20)]
+    assert found == [f"{here}\n"] * 2
+
+
+@pytest.mark.parametrize("length", ["growing", "fixed"])
+def test_an_lvis_epoch_is_drawn_in_milliseconds(length: str) -> None:
+    """100,170 images, 361,000 pairs, 1,203 categories, batched: below 20 ms of processor time."""
     rng = np.random.default_rng(0)
     chance = 1 / (1 + np.arange(1203))
     labels = rng.choice(1203, size=361_000, p=chance / chance.sum())
@@ -230,10 +414,14 @@ def test_an_lvis_epoch_is_drawn_in_milliseconds() -> None:
     images, labels = np.divmod(pairs, 1203)
     categories = ImageCategories(np.searchsorted(images, np.arange(100_171)), labels)
     counts = np.bincount(labels, minlength=1203)
-    sampler = build_sampler("drb", frequencies_of(counts, counts * 3, 99_388), categories, 12, 1e-3, 16, 0)
+    frequencies = frequencies_of(counts, counts * 3, 99_388)
+    settings = StatsSettings(threshold=1e-3, length=length)
+    portrait = rng.random(100_170) < 0.3
+    sampler = build_sampler("drb", frequencies, categories, 12, settings, 16, 0, portrait)
+    sampler.steps(0)
     spent = []
     for _ in range(5):
         begin = time.process_time()
-        draws = sampler.draws(11)
+        steps = sampler.steps(11)
         spent.append(time.process_time() - begin)
-    assert len(draws) >= 100_170 and min(spent) < 0.020
+    assert steps.size >= 100_170 - 16 and min(spent) < 0.020

@@ -1,5 +1,6 @@
 """The figures: drawn for any data set, equal to the byte, and without pyplot's global state."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.stats.figures import epoch_length_figure, frequency_figure, repeat_factor_figure
+from pipeline.stats import figure_tables
+from pipeline.stats.drawing import ranked
+from pipeline.stats.epoch_figures import epoch_length_figure, group_share_figure
+from pipeline.stats.figures import factor_map_figure, frequency_figure, repeat_factor_figure
 from pipeline.stats.frequencies import CategoryFrequencies, frequency_letters
+from pipeline.stats.schemes import category_factors
+from pipeline.stats.settings import StatsSettings
 
 ORANGE, BLUE = (213, 94, 0), (0, 114, 178)
+BELOW_TENTH = StatsSettings(threshold=0.1)
+NOTHING = StatsSettings(threshold=1e-6)  # every factor is 1
 
 
 def long_tail(num_categories: int, proposals: bool = False) -> CategoryFrequencies:
@@ -43,8 +51,9 @@ def pixels_near(path: Path, colour: tuple[int, int, int]) -> int:
 def test_figures_show_their_data(tmp_path: Path, num_categories: int) -> None:
     frequencies = long_tail(num_categories, proposals=num_categories == 40)
     frequency_figure(frequencies, tmp_path / "a.png")
-    repeat_factor_figure(frequencies, 6, 0.1, tmp_path / "b.png")
-    for name in "ab":
+    repeat_factor_figure(frequencies, 6, BELOW_TENTH, tmp_path / "b.png")
+    factor_map_figure(frequencies, 6, BELOW_TENTH, tmp_path / "c.png")
+    for name in "abc":
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 1000 and image.height > 600
     assert pixels_near(tmp_path / "a.png", BLUE) > 300  # the line of the image counts
@@ -52,18 +61,96 @@ def test_figures_show_their_data(tmp_path: Path, num_categories: int) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2, 12])
 def test_repeat_factor_figure_of_any_number_of_epochs(tmp_path: Path, epochs: int) -> None:
-    repeat_factor_figure(long_tail(20), epochs, 1e-6, tmp_path / "ones.png")  # every factor is 1
-    repeat_factor_figure(long_tail(20), epochs, 0.1, tmp_path / "some.png", first_epoch=1)
-    assert (tmp_path / "ones.png").read_bytes() != (tmp_path / "some.png").read_bytes()
+    early_code = StatsSettings(threshold=0.1, floor=0, direction="to-images", progress_max=0.5)
+    for draw in (repeat_factor_figure, factor_map_figure):
+        content = set()
+        for settings in (NOTHING, BELOW_TENTH, early_code):
+            draw(long_tail(20), epochs, settings, tmp_path / "one.png")
+            content.add((tmp_path / "one.png").read_bytes())
+        assert len(content) == 3
+
+
+def test_the_map_is_bright_where_the_factor_is_large(tmp_path: Path) -> None:
+    """To the right stand the rare; the last category has no image, hence a factor of 1."""
+    frequencies = long_tail(61)
+    factor_map_figure(frequencies, 6, BELOW_TENTH, tmp_path / "map.png")
+    light = np.asarray(Image.open(tmp_path / "map.png").convert("L")).astype(int)
+    height, width = light.shape
+    rows = light[height // 5 : 4 * height // 5]
+    assert rows[:, 7 * width // 10 : 3 * width // 4].mean() > rows[:, width // 10 : width // 5].mean() + 50
 
 
 @pytest.mark.parametrize("epochs", [1, 12])
 def test_epoch_length_figure(tmp_path: Path, epochs: int) -> None:
-    draws = {"rfs": np.full(epochs, 120.0), "drb": np.linspace(120, 180, epochs)}
+    draws = {
+        "rfs": np.full(epochs, 120.0),
+        "drb": np.linspace(120, 180, epochs),
+        "random": np.full(epochs, 100.0),
+    }
     epoch_length_figure(draws, 100, tmp_path / "length.png")
     assert pixels_near(tmp_path / "length.png", ORANGE) > 50
     epoch_length_figure({"rfs": draws["rfs"]}, 100, tmp_path / "fixed.png")
     assert pixels_near(tmp_path / "fixed.png", ORANGE) == 0
+
+
+@pytest.mark.parametrize("letters", ["rcf", "f", "rf"])
+def test_group_share_figure_has_a_panel_per_group(tmp_path: Path, letters: str) -> None:
+    shares = {
+        "random": np.tile([0.0, 0.1, 0.9], (4, 1)),
+        "drb": np.stack([np.linspace(0, 0.1, 4), np.full(4, 0.2), np.linspace(0.8, 0.7, 4)], axis=1),
+    }
+    group_share_figure(shares, list(letters) * 3, tmp_path / "shares.png")
+    with Image.open(tmp_path / "shares.png") as image:
+        assert abs(image.width - 150 * (3.3 * len(letters) + 0.6)) < 3
+    assert pixels_near(tmp_path / "shares.png", ORANGE) > 50
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_of_the_frequencies(tmp_path: Path) -> None:
+    frequencies = long_tail(12, proposals=True)
+    frequencies.names[3] = 'a "quoted", name'
+    figure_tables.write_frequencies(tmp_path / "f.csv", frequencies)
+    rows, order = rows_of(tmp_path / "f.csv"), ranked(frequencies)
+    assert [int(row["category_id"]) for row in rows] == frequencies.category_ids[order].tolist()
+    assert [row["name"] for row in rows] == [frequencies.names[i] for i in order]
+    for key in ("image_count", "instance_count", "proposal_count"):
+        assert [int(row[key]) for row in rows] == getattr(frequencies, key)[order].tolist()
+    figure_tables.write_frequencies(tmp_path / "g.csv", long_tail(12))
+    assert "proposal_count" not in rows_of(tmp_path / "g.csv")[0]
+
+
+def test_csv_of_the_factors(tmp_path: Path) -> None:
+    frequencies = long_tail(12)
+    figure_tables.write_factors(tmp_path / "r.csv", frequencies, 3, BELOW_TENTH, ("rfs", "drb"))
+    rows, order = rows_of(tmp_path / "r.csv"), ranked(frequencies)
+    assert list(rows[0]) == [
+        "category_id",
+        "name",
+        "frequency",
+        "rfs",
+        *(f"drb_epoch_{e}" for e in (1, 2, 3)),
+    ]
+    assert [float(row["rfs"]) for row in rows] == category_factors("rfs", frequencies, 1, BELOW_TENTH)[
+        0, order
+    ].tolist()
+    dynamic = category_factors("drb", frequencies, 3, BELOW_TENTH)[:, order]
+    for epoch in range(3):
+        assert [float(row[f"drb_epoch_{epoch + 1}"]) for row in rows] == dynamic[epoch].tolist()
+
+
+def test_csv_of_lengths_and_shares(tmp_path: Path) -> None:
+    figure_tables.write_epoch_lengths(
+        tmp_path / "l.csv", {"rfs": np.array([3.5, 3.5]), "drb": np.array([3.0, 4.25])}
+    )
+    assert (tmp_path / "l.csv").read_text() == (
+        "scheme,epoch,draws\nrfs,1,3.5\nrfs,2,3.5\ndrb,1,3.0\ndrb,2,4.25\n"
+    )
+    figure_tables.write_group_shares(tmp_path / "s.csv", {"drb": np.array([[0.25, 0.5, 0.25], [0, 0, 1]])})
+    assert (tmp_path / "s.csv").read_text() == "scheme,epoch,r,c,f\ndrb,1,0.25,0.5,0.25\ndrb,2,0.0,0.0,1.0\n"
 
 
 def test_equal_content_gives_equal_bytes_without_software_or_date(tmp_path: Path) -> None:

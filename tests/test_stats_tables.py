@@ -12,7 +12,10 @@ import pytest
 from pipeline.errors import InputError, MissingInput
 from pipeline.stats.frequencies import CategoryFrequencies
 from pipeline.stats.repeat_factors import effective_frequency, irfs_factors, repeat_factors, rfs_factors
+from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories, read_repeat_factors, write_categories, write_repeat_factors
+
+AT_2_PERCENT = StatsSettings(threshold=0.02)
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_categories_have_the_columns_of_the_contract(
 def test_repeat_factors_have_the_columns_of_the_contract(
     frequencies: CategoryFrequencies, tmp_path: Path
 ) -> None:
-    write_repeat_factors(tmp_path / "r.parquet", frequencies, epochs=4, threshold=0.02)
+    write_repeat_factors(tmp_path / "r.parquet", frequencies, 4, AT_2_PERCENT)
     table = pq.read_table(tmp_path / "r.parquet")
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("scheme", "string"),
@@ -106,7 +109,7 @@ def test_repeat_factors_have_the_columns_of_the_contract(
 def test_repeat_factors_hold_the_numbers_of_each_scheme(
     frequencies: CategoryFrequencies, tmp_path: Path
 ) -> None:
-    write_repeat_factors(tmp_path / "r.parquet", frequencies, epochs=3, threshold=0.02, first_epoch=1)
+    write_repeat_factors(tmp_path / "r.parquet", frequencies, 3, StatsSettings(threshold=0.02, first_epoch=1))
     table = read_repeat_factors(tmp_path / "r.parquet")
     f, r = (table[name].to_numpy().reshape(5, 3) for name in ("f", "r"))  # (blocks C) -> (blocks, C)
     f_im, f_in = frequencies.f_image, frequencies.f_instance
@@ -121,10 +124,29 @@ def test_repeat_factors_hold_the_numbers_of_each_scheme(
     assert (f[:, 2] == 0).all() and (r[:, 2] == 1).all()  # no instances
 
 
+def test_r_is_the_factor_after_floor_and_cap_and_alpha_the_weight_of_instances(
+    frequencies: CategoryFrequencies, tmp_path: Path
+) -> None:
+    settings = StatsSettings(
+        threshold=0.02, floor=0, max_factor=1.5, direction="to-images", progress_max=0.5, irfs_mean="harmonic"
+    )
+    write_repeat_factors(tmp_path / "r.parquet", frequencies, 4, settings)
+    table = read_repeat_factors(tmp_path / "r.parquet")
+    f, r = (table[name].to_numpy().reshape(6, 3) for name in ("f", "r"))  # (blocks C) -> (blocks, C)
+    f_im, f_in = frequencies.f_image, frequencies.f_instance
+    assert table["alpha"].to_pylist()[6::3] == [1.0, 0.75, 0.5, 0.5]
+    for row, alpha in enumerate([1.0, 0.75, 0.5, 0.5], start=2):
+        np.testing.assert_array_equal(f[row], effective_frequency(f_im, f_in, alpha))
+        expected = repeat_factors(f_im, f_in, alpha, 0.02, floor=0, max_factor=1.5)
+        np.testing.assert_array_equal(r[row], expected)
+    np.testing.assert_array_equal(f[1], effective_frequency(f_im, f_in, 0.5))
+    assert r.max() == 1.5 and r.min() < 1
+
+
 def test_equal_content_gives_equal_bytes(frequencies: CategoryFrequencies, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_categories(tmp_path / f"{name}1", frequencies)
-        write_repeat_factors(tmp_path / f"{name}2", frequencies, 3, 0.02)
+        write_repeat_factors(tmp_path / f"{name}2", frequencies, 3, AT_2_PERCENT)
     assert (tmp_path / "a1").read_bytes() == (tmp_path / "b1").read_bytes()
     assert (tmp_path / "a2").read_bytes() == (tmp_path / "b2").read_bytes()
 
@@ -146,7 +168,7 @@ def test_missing_and_foreign_files_are_refused(read: Callable, tmp_path: Path) -
 
 def test_each_reader_refuses_the_other_table(frequencies: CategoryFrequencies, tmp_path: Path) -> None:
     write_categories(tmp_path / "c", frequencies)
-    write_repeat_factors(tmp_path / "r", frequencies, 2, 0.02)
+    write_repeat_factors(tmp_path / "r", frequencies, 2, AT_2_PERCENT)
     with pytest.raises(InputError, match="other columns"):
         read_categories(tmp_path / "r")
     with pytest.raises(InputError, match="other columns"):

@@ -19,6 +19,7 @@ from pipeline.data.annotation_records import AnnotationRecord, ImageRecord
 from pipeline.data.json_records import Chunk, stream
 from pipeline.errors import InputError, first_ten
 
+FEWEST_TO_JUDGE = 10  # boxes
 VERSION = 1  # of what `parse` makes of a file
 
 
@@ -67,7 +68,7 @@ def parse(path: Path) -> dict[str, Any]:
             f"{path} has {len(images.ids)} images and {len(categories.records)} categories: nothing to do"
         )
     found = images.columns() | categories.columns()
-    return found | annotations.columns(found["image_ids"], found["category_ids"])
+    return found | annotations.columns(found["image_ids"], found["sizes_wh"], found["category_ids"])
 
 
 class _Images:
@@ -88,24 +89,17 @@ class _Images:
 
     def columns(self) -> dict[str, Any]:
         """The columns of the images."""
-        negative, not_exhaustive = self._federated()
+        lacking = [i for i, both in zip(self.ids, self.federated, strict=True) if UNSET in both]
+        columns = list(zip(*self.federated, strict=True)) if not lacking else [None, None]
+        _refuse_shared(self.names, self.ids, self.path)
         return {
             "image_ids": _unique(self.ids, "image", self.path),
             "file_names": self.names,
             "sizes_wh": np.array(self.sizes, dtype=np.int64).reshape(-1, 2),
-            "neg_category_ids": negative,
-            "not_exhaustive_category_ids": not_exhaustive,
+            "neg_category_ids": columns[0] and list(columns[0]),
+            "not_exhaustive_category_ids": columns[1] and list(columns[1]),
+            "half_federated": lacking if len(lacking) < len(self.ids) else [],
         }
-
-    def _federated(self) -> tuple[list[Any], list[Any]] | tuple[None, None]:
-        """LVIS's two lists per image; None where the file is not LVIS's."""
-        lacking = [i for i, both in zip(self.ids, self.federated, strict=True) if UNSET in both]
-        if len(lacking) == len(self.ids):
-            return None, None
-        if lacking:
-            keys = " and ".join(fields.FEDERATED)
-            raise InputError(f"{self.path}: some images have {keys}, others not: {first_ten(lacking)}")
-        return [negative for negative, _ in self.federated], [missing for _, missing in self.federated]
 
 
 class _Categories:
@@ -159,13 +153,16 @@ class _Annotations:
         for name, column in columns.items():
             self.parts[name].append(column)
 
-    def columns(self, image_ids: np.ndarray, category_ids: np.ndarray) -> dict[str, Any]:
+    def columns(
+        self, image_ids: np.ndarray, sizes_wh: np.ndarray, category_ids: np.ndarray
+    ) -> dict[str, Any]:
         """The columns of the annotations, with positions for ids."""
         found = {name: np.concatenate(parts) for name, parts in self.parts.items()}
         ids = _unique(found["ids"], "annotation", self.path)
         images = _positions(found["images"], image_ids, "image_id", ids, self.path)
         labels = _positions(found["categories"], category_ids, "category_id", ids, self.path)
         boxes = fields.boxes_xyxy(found["xywh"], ids, self.path)
+        _refuse_corners(found["xywh"], sizes_wh[images], ids, self.path)
         order = np.argsort(images, kind="stable")
         return {
             "annotation_ids": ids[order],
@@ -178,8 +175,34 @@ class _Annotations:
         }
 
 
+def _refuse_shared(names: list[str], ids: list[int], path: Path) -> None:
+    """Refuse two images of one file: they would count twice, and may lie on both sides of a split."""
+    first = dict(zip(reversed(names), reversed(ids), strict=True))  # name -> the first image that has it
+    shared = [i for i, name in zip(ids, names, strict=True) if first[name] != i]
+    if shared:
+        raise InputError(
+            f"{path}: images {first_ten(shared)} have the file_name of an image before them",
+            "keep one image record per file",
+        )
+
+
 def _whole(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int64)
+
+
+def _refuse_corners(xywh: np.ndarray, sizes_wh: np.ndarray, ids: np.ndarray, path: Path) -> None:
+    """Refuse boxes that are corners (x1, y1, x2, y2), to judge by all of them.
+
+    Read as x, y, width, height, most corners reach over the border; read as corners, they never do.
+    """
+    is_outside = (xywh[:, :2] + xywh[:, 2:] > sizes_wh + 1).any(axis=1)
+    are_corners = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes_wh + 1)).all(axis=1)
+    if len(ids) >= FEWEST_TO_JUDGE and is_outside.mean() > 0.5 and are_corners.mean() > 0.99:
+        raise InputError(
+            f"{path}: bbox looks like x1, y1, x2, y2: read as x, y, width, height, {is_outside.mean():.0%} "
+            f"of the boxes leave their image, such as annotations {first_ten(ids[is_outside].tolist())}",
+            "write x, y, width, height",
+        )
 
 
 def _unique(ids: list[int] | np.ndarray, what: str, path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from pipeline.artifacts import file_digest
 from pipeline.data import annotation_records as fields
 from pipeline.data.annotation_columns import parsed
 from pipeline.data.segmentations import Segmentations
-from pipeline.errors import MissingInput
+from pipeline.errors import InputError, MissingInput, first_ten
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,21 @@ class Annotations:
     segmentations: Segmentations  # (A,) polygons, RLE or None, as in the file
     neg_category_ids: list[list[int]] | None  # per image, LVIS only
     not_exhaustive_category_ids: list[list[int]] | None  # per image, LVIS only
+    half_federated: list[int]  # ids of images without these fields in a file where others have them
 
     @property
     def is_lvis(self) -> bool:
-        """Whether the file carries LVIS's federated fields."""
+        """Whether the file carries LVIS's federated fields.
+
+        Raises:
+            InputError: some images have them, others not: no evaluation can be right.
+        """
+        if self.half_federated:
+            raise InputError(
+                f"{self.path}: some images have {' and '.join(fields.FEDERATED)}, others not: "
+                f"{first_ten(self.half_federated)}",
+                "give every image both fields, or none",
+            )
         return self.neg_category_ids is not None
 
     @functools.cached_property

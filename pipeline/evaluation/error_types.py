@@ -102,7 +102,7 @@ def _top_n(annotations: Annotations, predictions: Predictions, wanted: np.ndarra
 
 def _is_verified(annotations: Annotations, predictions: Predictions) -> np.ndarray:
     """(N,) bool: the category was checked in the image, so that a box there can be called right or wrong."""
-    if annotations.neg_category_ids is None:
+    if not annotations.is_lvis or annotations.neg_category_ids is None:
         return np.ones(len(predictions), dtype=bool)
     num_categories = len(annotations.category_ids)
     position = {int(c): i for i, c in enumerate(annotations.category_ids)}

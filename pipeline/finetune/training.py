@@ -25,9 +25,9 @@ from pipeline.finetune.methods import ClassCounts, Method, get_method
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings, resolve_warmup
 from pipeline.settings import setting
 from pipeline.stats.frequencies import CategoryFrequencies, categories_of_images
-from pipeline.stats.repeat_factors import alphas
 from pipeline.stats.sampler import EpochSampler, build_sampler
-from pipeline.stats.settings import StatsSettings, resolve_threshold
+from pipeline.stats.schemes import alpha_schedule
+from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
 
 OWN_LOSSES = losses.__name__
@@ -109,19 +109,17 @@ class FinetunePlan:
         return 1 - (-steps // min(own.epoch_steps)) if steps > own.total else self.job.finetune.epochs
 
     def _sampler(self, epochs: int) -> EpochSampler:
-        settings, sampling, run = self.job.finetune, self.job.sampling, self.job.run
+        settings, run = self.job.finetune, self.job.run
         sizes = self.annotations.sizes_wh
         return build_sampler(
             self.method.sampler if run.sampler == "method" else run.sampler,
             self.frequencies,
             categories_of_images(self.annotations),
             epochs,
-            resolve_threshold(sampling.threshold, self.frequencies.num_images),
+            self.job.sampling,
             settings.batch_size,
             self.job.seed,
             is_portrait=sizes[:, 1] > sizes[:, 0],
-            rounding=sampling.rounding,
-            first_epoch=sampling.first_epoch,
         )
 
     def warnings(self) -> list[str]:
@@ -220,7 +218,7 @@ def _describe(plan: FinetunePlan) -> Any:
     """alpha belongs in the history only where it drives the sampler."""
     if plan.job.run.sampler != "drb":
         return lambda step: {}
-    alpha = alphas(plan.sampler.epochs, plan.job.sampling.first_epoch)
+    alpha = alpha_schedule(plan.sampler.epochs, plan.job.sampling)
     return lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])}
 
 

@@ -27,9 +27,9 @@ from pipeline.pretrain.views import PretrainDataset, to_batch
 from pipeline.proposals.store import ProposalStore
 from pipeline.settings import setting
 from pipeline.stats.frequencies import categories_of_images
-from pipeline.stats.repeat_factors import alphas
 from pipeline.stats.sampler import EpochSampler, build_sampler
-from pipeline.stats.settings import StatsSettings, resolve_threshold
+from pipeline.stats.schemes import alpha_schedule
+from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
 
 DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector is a TwoStageModel, whose detector is mmdet's
@@ -66,7 +66,7 @@ class PretrainPlan:
     @cached_property
     def sampler(self) -> EpochSampler:
         """Which images every epoch draws (eq. 4 for `drb`)."""
-        settings, sampling = self.job.pretrain, self.job.sampling
+        settings = self.job.pretrain
         frequencies = read_categories(self.job.stats / "categories.parquet")
         sizes = self.annotations.sizes_wh
         return build_sampler(
@@ -74,12 +74,10 @@ class PretrainPlan:
             frequencies,
             categories_of_images(self.annotations),
             settings.epochs,
-            resolve_threshold(sampling.threshold, frequencies.num_images),
+            self.job.sampling,
             settings.batch_size,
             self.job.seed,
             is_portrait=sizes[:, 1] > sizes[:, 0],
-            rounding=sampling.rounding,
-            first_epoch=sampling.first_epoch,
         )
 
     @cached_property
@@ -163,13 +161,13 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
     if settings.mask_loss and job.detector.type != "mask-rcnn":
         raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
     detector, _ = build_detector(plan)
-    store = ProposalStore.open(job.proposals, plan.annotations.digest, job.work.parent / "proposal-cache")
+    store = ProposalStore.open(job.proposals, plan.annotations.digest)
     with seeded(job.seed + 1):  # projectors, predictors, generator
         model = TwoDRCL(
             TwoStageModel(detector), settings, plan.queues, partial(to_batch, device=process.device)
         )
     model.to(process.device).train()
-    alpha = alphas(settings.epochs, job.sampling.first_epoch)
+    alpha = alpha_schedule(settings.epochs, job.sampling)
     source = BatchSource(
         PretrainDataset(plan.annotations, job.images, store, settings, job.seed),
         plan.sampler,

@@ -1,6 +1,6 @@
 """Category frequencies, repeat factors (RFS, IRFS, eq. 4) and the epoch sampler (Sec. 3.2).
 
-`tables` (Parquet) and `figures` are imported by name: the sampler needs neither library.
+`tables` (Parquet), `comparison` and the figures are imported by name: the sampler needs neither library.
 """
 
 from pipeline.stats.frequencies import (
@@ -16,11 +16,13 @@ from pipeline.stats.repeat_factors import (
     alphas,
     effective_frequency,
     image_factors,
+    instance_aware_frequency,
     irfs_factors,
     repeat_factors,
     rfs_factors,
 )
-from pipeline.stats.sampler import EpochSampler, build_sampler, category_factors, expected_draws
+from pipeline.stats.sampler import EpochSampler, build_sampler
+from pipeline.stats.schemes import category_factors, falling_categories
 from pipeline.stats.settings import StatsSettings, resolve_threshold
 
 __all__ = [
@@ -34,8 +36,9 @@ __all__ = [
     "category_factors",
     "count_frequencies",
     "effective_frequency",
-    "expected_draws",
+    "falling_categories",
     "image_factors",
+    "instance_aware_frequency",
     "irfs_factors",
     "match_proposals",
     "repeat_factors",

@@ -10,8 +10,13 @@ the largest factor of its categories.  The schemes differ in f alone:
 Shapes: C categories, I images, P (image, category) pairs, E epochs.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+Mean = Literal["geometric", "harmonic", "arithmetic"]
+Direction = Literal["to-instances", "to-images"]
 
 
 def effective_frequency(f_image: ArrayLike, f_instance: ArrayLike, alpha: float | np.ndarray) -> np.ndarray:
@@ -44,34 +49,67 @@ def effective_frequency(f_image: ArrayLike, f_instance: ArrayLike, alpha: float 
     return np.where(weight_of_low == 0, high, scaled)
 
 
-def geometric_frequency(f_image: ArrayLike, f_instance: ArrayLike) -> np.ndarray:
-    """(C,) float64 sqrt(f_im * f_in), the score of IRFS; arguments and errors as in `effective_frequency`."""
+def instance_aware_frequency(
+    f_image: ArrayLike, f_instance: ArrayLike, mean: Mean = "geometric"
+) -> np.ndarray:
+    """(C,) float64 score of IRFS: a mean of both shares.
+
+    Args:
+        f_image, f_instance: (C,) shares in [0, 1].
+        mean: geometric, the method's own; harmonic (eq. 4 at alpha = 1/2) and arithmetic are its ablations.
+
+    Raises:
+        ValueError: shares outside [0, 1] or NaN, or two lengths.
+    """
     image, instance = _shares(f_image, f_instance)
+    if mean == "harmonic":
+        return effective_frequency(image, instance, 0.5)
+    if mean == "arithmetic":
+        return (image + instance) / 2
     return np.sqrt(image) * np.sqrt(instance)  # the product itself could underflow
 
 
-def factors_of_frequency(frequency: ArrayLike, threshold: float) -> np.ndarray:
+def factors_of_frequency(
+    frequency: ArrayLike,
+    threshold: float,
+    *,
+    floor: float = 1.0,
+    max_factor: float | None = None,
+    root: bool = True,
+) -> np.ndarray:
     """r = max(1, sqrt(t / f)); a category that is nowhere (f = 0) gets 1.
 
     Args:
         frequency: scores in [0, 1], any shape.
         threshold: t > 0: the categories below it are repeated.
+        floor: the smallest factor, 1 in all papers; 0: frequent categories keep theirs, down to sqrt(t).
+        max_factor: the largest factor, at least 1; None: no limit.
+        root: False: t / f, as detectron2 can.
 
     Returns:
-        float64 of the same shape, at least 1.
+        float64 of the same shape, from `floor` to `max_factor`.
 
     Raises:
-        ValueError: a score outside [0, 1] or NaN, or t not positive and finite.
+        ValueError: a score outside [0, 1] or NaN, t not positive and finite, floor or cap out of range.
     """
     if not 0 < threshold < np.inf:
         raise ValueError(f"threshold must be positive and finite, but it is {threshold}")
+    if not 0 <= floor <= 1 or (max_factor is not None and not max_factor >= 1):
+        raise ValueError(f"floor {floor} must be in [0, 1], and max_factor {max_factor} at least 1")
     f = _share(frequency, "frequency")
     ratio = np.divide(threshold, f, out=np.ones_like(f), where=f > 0)
-    return np.maximum(1.0, np.sqrt(ratio))
+    return np.clip(np.sqrt(ratio) if root else ratio, floor, max_factor)
 
 
 def repeat_factors(
-    f_image: ArrayLike, f_instance: ArrayLike, alpha: float | np.ndarray, threshold: float
+    f_image: ArrayLike,
+    f_instance: ArrayLike,
+    alpha: float | np.ndarray,
+    threshold: float,
+    *,
+    floor: float = 1.0,
+    max_factor: float | None = None,
+    root: bool = True,
 ) -> np.ndarray:
     """The category factors of the paper: eq. 4, then r = max(1, sqrt(t / f)).
 
@@ -79,14 +117,16 @@ def repeat_factors(
         f_image, f_instance: (C,) shares in [0, 1].
         alpha: T / T_max in [0, 1]; a scalar, or (E, 1) for a whole schedule.
         threshold: t, 0.001 in the paper.
+        floor, max_factor, root: as in `factors_of_frequency`; the defaults are the paper's.
 
     Returns:
-        (C,) or (E, C) float64, at least 1; 1 where f = 0.
+        (C,) or (E, C) float64, at least `floor`; 1 where f = 0.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    return factors_of_frequency(effective_frequency(f_image, f_instance, alpha), threshold)
+    f = effective_frequency(f_image, f_instance, alpha)
+    return factors_of_frequency(f, threshold, floor=floor, max_factor=max_factor, root=root)
 
 
 def rfs_factors(f_image: ArrayLike, threshold: float) -> np.ndarray:
@@ -94,9 +134,11 @@ def rfs_factors(f_image: ArrayLike, threshold: float) -> np.ndarray:
     return factors_of_frequency(f_image, threshold)
 
 
-def irfs_factors(f_image: ArrayLike, f_instance: ArrayLike, threshold: float) -> np.ndarray:
+def irfs_factors(
+    f_image: ArrayLike, f_instance: ArrayLike, threshold: float, mean: Mean = "geometric"
+) -> np.ndarray:
     """(C,) category factors of instance-aware repeat factor sampling (arXiv 2305.08069)."""
-    return factors_of_frequency(geometric_frequency(f_image, f_instance), threshold)
+    return factors_of_frequency(instance_aware_frequency(f_image, f_instance, mean), threshold)
 
 
 def image_factors(category_factors: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -124,8 +166,20 @@ def image_factors(category_factors: np.ndarray, offsets: np.ndarray, labels: np.
     return factors
 
 
-def alphas(epochs: int, first_epoch: int = 0) -> np.ndarray:
-    """(E,) alpha of every epoch, (epoch + first_epoch) / epochs: 0, 1/E, ... by default.
+def alphas(
+    epochs: int,
+    first_epoch: int = 0,
+    progress_max: float = 1.0,
+    direction: Direction = "to-instances",
+) -> np.ndarray:
+    """(E,) alpha of every epoch, the weight of the instance level: 0, 1/E, ... by default.
+
+    Args:
+        epochs: E = T_max, at least 1.
+        first_epoch: T of the first epoch, 0 or 1.
+        progress_max: T / T_max stays here once it is reached.
+        direction: to-instances is alpha = T / T_max; to-images is 1 - T / T_max, the way of the authors'
+            early code (LT-pretrain, MultiViewDataset), whose t weighs the image level and stops at 0.5.
 
     Raises:
         ValueError: no epochs.
@@ -133,7 +187,8 @@ def alphas(epochs: int, first_epoch: int = 0) -> np.ndarray:
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, but it is {epochs}")
     # Paper: alpha = T / T_max, T "the current epoch"; here 0-based, so that pre-training starts as RFS.
-    return (np.arange(epochs) + first_epoch) / epochs
+    progress = np.minimum((np.arange(epochs) + first_epoch) / epochs, progress_max)
+    return progress if direction == "to-instances" else 1 - progress
 
 
 def _shares(f_image: ArrayLike, f_instance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

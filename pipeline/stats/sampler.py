@@ -4,6 +4,9 @@ Everything is a pure function of (seed, epoch): all processes draw the same with
 needs a position, not a generator's state.  An epoch draws an image about as often as its repeat factor says,
 so the epochs of the dynamic scheme grow with alpha; their lengths are known before training starts.
 
+An image without categories has the factor 1 in every scheme, also where the floor is 0: so it is in mmengine,
+detectron2 and the authors' early code, as far as they have not filtered it out before.
+
 Shapes: I images, C categories, E epochs, D draws of an epoch, S steps, B images in the global batch.
 """
 
@@ -15,10 +18,12 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.stats.frequencies import CategoryFrequencies, ImageCategories
-from pipeline.stats.repeat_factors import alphas, image_factors, irfs_factors, repeat_factors, rfs_factors
+from pipeline.stats.repeat_factors import image_factors
+from pipeline.stats.schemes import Scheme, category_factors
+from pipeline.stats.settings import StatsSettings
 
-Scheme = Literal["random", "rfs", "irfs", "drb"]
 Rounding = Literal["stochastic", "ceil"]
+Length = Literal["growing", "fixed", "images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +31,12 @@ class EpochSampler:
     """Draws and batches of every epoch; see `build_sampler`."""
 
     categories: ImageCategories
-    category_factors: np.ndarray  # (E, C) float64, at least 1
+    category_factors: np.ndarray  # (E, C) float64, positive
     batch_size: int  # global: all processes together
     seed: int
     is_portrait: np.ndarray | None = None  # (I,) bool: batches keep to one orientation
     rounding: Rounding = "stochastic"
+    length: Length = "growing"  # otherwise `rounding` must be stochastic
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.seed < 0:
@@ -38,6 +44,8 @@ class EpochSampler:
         shape, portrait = (self.categories.num_images,), self.is_portrait
         if portrait is not None and (portrait.shape != shape or portrait.dtype != bool):
             raise ValueError(f"is_portrait must be {shape} bool, but it is {portrait.shape} {portrait.dtype}")
+        if self.rounding == "ceil" and self.length != "growing":
+            raise ValueError(f"factors that are rounded up do not sum to a length that is {self.length}")
 
     @property
     def epochs(self) -> int:
@@ -55,16 +63,27 @@ class EpochSampler:
         factors = self.category_factors[self._planned(epoch)]
         return image_factors(factors, self.categories.offsets, self.categories.labels)
 
+    def expected_copies(self, epoch: int) -> np.ndarray:
+        """(I,) float64 mean number of times that one epoch draws each image."""
+        factors = self.image_factors(epoch)
+        if self.length != "growing":
+            return factors * (self._fixed_draws / factors.sum())
+        return np.ceil(factors) if self.rounding == "ceil" else factors
+
+    def expected_draws(self) -> np.ndarray:
+        """(E,) float64 mean number of draws of every epoch."""
+        return np.array([self.expected_copies(epoch).sum() for epoch in range(self.epochs)])
+
     def draws(self, epoch: int) -> np.ndarray:
         """(D,) int64 positions of images in the order drawn."""
         return self._draws(epoch, self._generator(epoch))
 
     def steps(self, epoch: int) -> np.ndarray:
-        """The global batches of one epoch.
+        """The global batches of one epoch; a run that resumes in its middle takes the rows that are left.
 
         An incomplete batch would change the batch statistics and the size of the queues' updates: up to
-        batch_size - 1 draws, the last of a shuffled order, are dropped instead.  With `is_portrait` at most
-        one batch mixes the orientations, and the number of batches is the same as without.
+        batch_size - 1 draws, the last of a shuffled order, are dropped instead.  `is_portrait` changes how
+        the others are batched, not which they are: at most one batch mixes the orientations.
 
         Returns:
             (S, B) int64 positions of images.
@@ -75,11 +94,11 @@ class EpochSampler:
         generator = self._generator(epoch)
         draws = self._draws(epoch, generator)
         num_steps = self._num_steps(len(draws))
+        kept = draws[: num_steps * self.batch_size]
         if self.is_portrait is None:
-            return draws[: num_steps * self.batch_size].reshape(num_steps, self.batch_size)  # (D) -> (S, B)
-        order = _grouped(self.is_portrait[draws], self.batch_size)[: num_steps * self.batch_size]
-        batches = draws[order].reshape(num_steps, self.batch_size)  # (S B) -> (S, B)
-        return generator.permutation(batches)
+            return kept.reshape(num_steps, self.batch_size)  # (S B) -> (S, B)
+        order = _grouped(self.is_portrait[kept], self.batch_size)
+        return generator.permutation(kept[order].reshape(num_steps, self.batch_size))  # (S B) -> (S, B)
 
     def lengths(self) -> np.ndarray:
         """(E,) int64 steps of every epoch.
@@ -91,8 +110,16 @@ class EpochSampler:
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
+        if self.length != "growing":
+            return np.full(self.epochs, self._num_steps(self._fixed_draws), dtype=np.int64)
         totals = [int(self._copies(e, self._generator(e)).sum()) for e in range(self.epochs)]
         return np.array([self._num_steps(total) for total in totals], dtype=np.int64)
+
+    @functools.cached_property
+    def _fixed_draws(self) -> int:
+        """D of all epochs where they do not grow."""
+        images = self.categories.num_images
+        return images if self.length == "images" else round(self.image_factors(0).sum())
 
     def _planned(self, epoch: int) -> int:
         if not 0 <= epoch < self.epochs:
@@ -105,11 +132,11 @@ class EpochSampler:
 
     def _copies(self, epoch: int, generator: np.random.Generator) -> np.ndarray:
         """(I,) int64: how often each image is drawn; the first use of the epoch's generator."""
-        factors = self.image_factors(epoch)
-        if self.rounding == "ceil":
-            return np.ceil(factors).astype(np.int64)
-        whole = np.floor(factors)
-        return (whole + (generator.random(len(factors)) < factors - whole)).astype(np.int64)
+        expected = self.expected_copies(epoch)
+        if self.length != "growing":
+            return _systematic(expected, self._fixed_draws, generator)
+        whole = np.floor(expected)
+        return (whole + (generator.random(len(expected)) < expected - whole)).astype(np.int64)
 
     def _draws(self, epoch: int, generator: np.random.Generator) -> np.ndarray:
         copies = self._copies(epoch, generator)
@@ -124,10 +151,25 @@ class EpochSampler:
         return num_draws // self.batch_size
 
 
-def _grouped(is_portrait: np.ndarray, batch_size: int) -> np.ndarray:
-    """(D,) order of the draws in which whole batches of one orientation come first, then what is left over.
+def _systematic(expected: np.ndarray, num_draws: int, generator: np.random.Generator) -> np.ndarray:
+    """(I,) int64 copies that sum to `num_draws`, each the floor of its mean or one more, with that mean.
 
-    What is left over of both keeps the order drawn, so that neither orientation is dropped more often.
+    Systematic resampling: the means lie end to end on a line, and every integer distance from one random
+    offset draws the image that it hits.  In random order, lest neighbours in the file exclude each other.
+    """
+    order = generator.permutation(len(expected))
+    ends = np.floor(np.cumsum(expected[order]) + generator.random())
+    ends = np.minimum(ends, num_draws)  # the sum of the means is num_draws only up to rounding
+    ends[-1] = num_draws
+    copies = np.empty(len(expected), dtype=np.int64)
+    copies[order] = np.diff(ends, prepend=0)
+    return copies
+
+
+def _grouped(is_portrait: np.ndarray, batch_size: int) -> np.ndarray:
+    """(S B,) order of the draws in which whole batches of one orientation come first.
+
+    What is left over of both, nothing or one batch, comes last, in the order drawn.
     """
     groups = [np.flatnonzero(~is_portrait), np.flatnonzero(is_portrait)]
     whole = [len(group) // batch_size * batch_size for group in groups]
@@ -140,12 +182,10 @@ def build_sampler(
     frequencies: CategoryFrequencies,
     categories: ImageCategories,
     epochs: int,
-    threshold: float,
+    settings: StatsSettings,
     batch_size: int,
     seed: int,
     is_portrait: np.ndarray | None = None,
-    rounding: Rounding = "stochastic",
-    first_epoch: int = 0,
 ) -> EpochSampler:
     """The sampler of one training run.
 
@@ -154,39 +194,15 @@ def build_sampler(
         frequencies: of the split that is trained on.
         categories: of the images to draw from.
         epochs: E, at least 1.
-        threshold: t > 0 (`resolve_threshold`).
+        settings: the factors, their rounding and the length of the epochs.
         batch_size: images of one step on all processes together.
         seed: at least 0.
         is_portrait: (I,) bool to keep orientations apart, or None.
-        rounding: stochastic (expected copies equal the factor) or ceil (mmengine's ClassBalancedDataset).
-        first_epoch: T of the first epoch in alpha = T / T_max, 0 or 1.
 
     Raises:
         ValueError: a number is out of range.
     """
-    factors = category_factors(scheme, frequencies, epochs, threshold, first_epoch)
-    return EpochSampler(categories, factors, batch_size, seed, is_portrait, rounding)
-
-
-def category_factors(
-    scheme: Scheme, frequencies: CategoryFrequencies, epochs: int, threshold: float, first_epoch: int = 0
-) -> np.ndarray:
-    """(E, C) float64 factors of every category in every epoch; arguments as in `build_sampler`."""
-    schedule = alphas(epochs, first_epoch)
-    f_image, f_instance = frequencies.f_image, frequencies.f_instance
-    if scheme == "drb":
-        return repeat_factors(f_image, f_instance, schedule[:, None], threshold)  # (E,) -> (E, C)
-    fixed = {
-        "random": lambda: np.ones(len(f_image)),
-        "rfs": lambda: rfs_factors(f_image, threshold),
-        "irfs": lambda: irfs_factors(f_image, f_instance, threshold),
-    }[scheme]()
-    return np.tile(fixed, (epochs, 1))  # (C,) -> (E, C)
-
-
-def expected_draws(
-    factors: np.ndarray, categories: ImageCategories, rounding: Rounding = "stochastic"
-) -> np.ndarray:
-    """(E,) float64 mean number of draws of every epoch, for (E, C) category factors."""
-    images = [image_factors(row, categories.offsets, categories.labels) for row in factors]
-    return np.array([(np.ceil(r) if rounding == "ceil" else r).sum() for r in images])
+    factors = category_factors(scheme, frequencies, epochs, settings)
+    return EpochSampler(
+        categories, factors, batch_size, seed, is_portrait, settings.rounding, settings.length
+    )

@@ -12,12 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, MissingInput
 from pipeline.stats.frequencies import CategoryFrequencies
-from pipeline.stats.repeat_factors import (
-    alphas,
-    effective_frequency,
-    factors_of_frequency,
-    geometric_frequency,
-)
+from pipeline.stats.schemes import alpha_schedule, category_scores, factors_of_scores
+from pipeline.stats.settings import StatsSettings, resolve_threshold
 
 CATEGORIES = pa.schema(
     {
@@ -108,25 +104,33 @@ def _check_categories(path: Path, table: pa.Table, column: dict[str, np.ndarray]
 
 
 def write_repeat_factors(
-    path: Path, frequencies: CategoryFrequencies, epochs: int, threshold: float, first_epoch: int = 0
+    path: Path, frequencies: CategoryFrequencies, epochs: int, settings: StatsSettings
 ) -> None:
     """Write repeat_factors.parquet: a block of C rows for rfs, one for irfs, one per epoch for drb.
+
+    `alpha` is the weight of the instance level in eq. 4, whatever the direction; `r` is the factor after
+    floor and cap.
 
     Args:
         path: the file.
         frequencies: shares of every category.
         epochs: of pre-training; the drb blocks are epochs 0 to epochs - 1.
-        threshold: t > 0, resolved.
-        first_epoch: T of the first epoch in alpha = T / T_max, 0 or 1.
+        settings: threshold, schedule of alpha, floor and cap.
     """
-    f_image, f_instance = frequencies.f_image, frequencies.f_instance
-    blocks = [
-        _block("rfs", -1, None, threshold, frequencies, f_image),
-        _block("irfs", -1, None, threshold, frequencies, geometric_frequency(f_image, f_instance)),
+    fixed = [("rfs", -1, None), ("irfs", -1, None)]
+    dynamic = [("drb", epoch, alpha) for epoch, alpha in enumerate(alpha_schedule(epochs, settings).tolist())]
+    scores = [
+        category_scores("rfs", frequencies, 1, settings),
+        category_scores("irfs", frequencies, 1, settings),
+        category_scores("drb", frequencies, epochs, settings),
     ]
-    for epoch, alpha in enumerate(alphas(epochs, first_epoch).tolist()):
-        f = effective_frequency(f_image, f_instance, alpha)
-        blocks.append(_block("drb", epoch, alpha, threshold, frequencies, f))
+    rows = np.concatenate(scores)  # (1, C), (1, C), (E, C) -> (2 + E, C)
+    factors = factors_of_scores(rows, frequencies, settings)
+    threshold = resolve_threshold(settings.threshold, frequencies.num_images)
+    blocks = [
+        _block(key, threshold, frequencies, f, r)
+        for key, f, r in zip([*fixed, *dynamic], rows, factors, strict=True)
+    ]
     _write(path, pa.concat_tables(blocks), frequencies)
 
 
@@ -141,14 +145,15 @@ def read_repeat_factors(path: Path) -> pa.Table:
 
 
 def _block(
-    scheme: str,
-    epoch: int,
-    alpha: float | None,
+    key: tuple[str, int, float | None],
     threshold: float,
     frequencies: CategoryFrequencies,
     f: np.ndarray,
+    r: np.ndarray,
 ) -> pa.Table:
+    """The rows of one (scheme, epoch, alpha)."""
     num_categories = len(f)
+    scheme, epoch, alpha = key
     columns = {
         "scheme": [scheme] * num_categories,
         "epoch": [epoch] * num_categories,
@@ -156,7 +161,7 @@ def _block(
         "threshold": [threshold] * num_categories,
         "category_id": frequencies.category_ids,
         "f": f,
-        "r": factors_of_frequency(f, threshold),
+        "r": r,
     }
     return pa.table(columns, schema=REPEAT_FACTORS)
 
