@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.finetune.methods import METHODS, Method, get_method
+from pipeline.finetune.method import Method
+from pipeline.finetune.methods import METHODS, get_method
 from stages.console import OUT, data
 
 

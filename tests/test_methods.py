@@ -11,7 +11,8 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss
-from pipeline.finetune.methods import METHODS, SCOPE, ClassCounts, get_method
+from pipeline.finetune.method import SCOPE, ClassCounts
+from pipeline.finetune.methods import METHODS, get_method
 
 CLASSES = 5
 COUNTS = ClassCounts(image_counts=[40, 2, 9, 1, 30], instance_counts=[90, 2, 20, 1, 31], num_images=50)

@@ -22,7 +22,8 @@ from pipeline.detectors.publish import load_published, publish_detector
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.detectors.weights import clone_state
 from pipeline.errors import InputError, MismatchedInput, MissingInput
-from pipeline.finetune.methods import ClassCounts, get_method
+from pipeline.finetune.method import ClassCounts
+from pipeline.finetune.methods import get_method
 from pipeline.settings import build
 
 # isort: split

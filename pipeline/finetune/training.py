@@ -21,7 +21,8 @@ from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.engine.schedule import Schedule, extended
-from pipeline.finetune.methods import ClassCounts, Method, get_method
+from pipeline.finetune.method import ClassCounts, Method
+from pipeline.finetune.methods import get_method
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings, resolve_warmup
 from pipeline.settings import setting
 from pipeline.stats.frequencies import CategoryFrequencies, categories_of_images

@@ -1,0 +1,73 @@
+"""What a fine-tuning method is: plain data that says how a plain detector and its training change."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.finetune.published import PUBLISHED, Published
+
+SCOPE = "twodrcl"  # of our losses in mmengine's registries, see pipeline.detectors.registry
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """What a loss may need to know of the training annotations, classes in ascending category id."""
+
+    image_counts: Sequence[int]  # images that show the class
+    instance_counts: Sequence[int]  # annotated objects
+    num_images: int  # with at least one annotation
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one method changes a plain detector and its training."""
+
+    name: str
+    summary: str
+    loss: str  # mmdet's name, or the dotted path of a class of ours
+    loss_arguments: Callable[[int, ClassCounts], dict[str, Any]]  # (C, counts) -> plain keyword arguments
+    score: str  # how logits become scores
+    sampler: Literal["random", "rfs", "irfs"]
+    reference: str  # paper, and the file the numbers of this entry come from
+    cls_predictor: dict[str, Any] | None = None  # None: Linear
+    mask_predictor: dict[str, Any] | None = None  # None: Conv
+    fc_cls_bias_prior: float | None = None  # initial probability of every column; None: bias 0
+    grad_clip: float | None = None  # largest gradient norm; None: not clipped
+    warmup_iterations: int = 500  # linear, at the reference schedule
+    warmup_start_factor: float = 0.001  # of the learning rate, at the first iteration
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """The paper's rows for this method."""
+        return PUBLISHED.get(self.name, ())
+
+    def loss_config(self, num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+        """mmdet config of `loss_cls` for C = `num_classes`: plain data, complete without any file."""
+        module, _, name = self.loss.rpartition(".")
+        kind = f"{SCOPE}.{name}" if module else name
+        return {"type": kind, **self.loss_arguments(num_classes, counts)}
+
+    def bbox_head(self, num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+        """What to merge into the mmdet config of a ConvFCBBoxHead (Shared2FCBBoxHead and the like)."""
+        head: dict[str, Any] = {"num_classes": num_classes, "loss_cls": self.loss_config(num_classes, counts)}
+        if self.cls_predictor is not None:
+            head["cls_predictor_cfg"] = dict(self.cls_predictor)
+        if self.fc_cls_bias_prior is not None:
+            head["init_cfg"] = _head_init(self.fc_cls_bias_prior)
+        return head
+
+    def mask_head(self, num_classes: int) -> dict[str, Any]:
+        """What to merge into the mmdet config of an FCNMaskHead."""
+        predictor = {} if self.mask_predictor is None else {"predictor_cfg": dict(self.mask_predictor)}
+        return {"num_classes": num_classes, **predictor}
+
+
+def _head_init(bias_prior: float) -> list[dict[str, Any]]:
+    """mmdet's own initialisation of a ConvFCBBoxHead, but for the classifier's bias; a given init_cfg
+    replaces mmdet's whole list, so all of it is repeated."""
+    shared = [{"name": "shared_fcs"}, {"name": "cls_fcs"}, {"name": "reg_fcs"}]
+    return [
+        {"type": "Normal", "std": 0.01, "bias_prob": bias_prior, "override": {"name": "fc_cls"}},
+        {"type": "Normal", "std": 0.001, "override": {"name": "fc_reg"}},
+        {"type": "Xavier", "distribution": "uniform", "override": shared},
+    ]
