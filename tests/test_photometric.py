@@ -13,15 +13,13 @@ from torchvision.transforms import functional as classic
 from pipeline.data.photometric import (
     MEAN,
     STD,
-    Photometric,
-    PhotometricSettings,
     apply_photometric,
-    draw_photometric,
     gaussian_blur,
     normalise,
     on_canvas,
     to_float,
 )
+from pipeline.data.photometric_draws import Photometric, PhotometricSettings, draw_photometric
 from pipeline.errors import SettingsError
 from pipeline.settings import build
 

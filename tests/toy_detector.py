@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
-from pipeline.data.photometric import PhotometricSettings
+from pipeline.data.photometric_draws import PhotometricSettings
 from pipeline.data.targets import Target
 from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.settings import ContrastSettings, PretrainSettings, ReconstructionSettings

@@ -4,6 +4,7 @@ Shapes: I images in the file's order, C categories in ascending id, A annotation
 image, in the file's order.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +18,10 @@ from pipeline import user_cache
 from pipeline.data import annotation_records as fields
 from pipeline.data.annotation_records import AnnotationRecord, ImageRecord
 from pipeline.data.json_records import Chunk, stream
+from pipeline.data.twin_keys import TwinKeys
 from pipeline.errors import InputError, first_ten
 
 FEWEST_TO_JUDGE = 10  # boxes
-VERSION = 1  # of what `parse` makes of a file
 
 
 def parsed(path: Path, digest: str) -> dict[str, Any]:
@@ -34,10 +35,16 @@ def parsed(path: Path, digest: str) -> dict[str, Any]:
     """
     if path.stat().st_size < user_cache.LARGE:
         return parse(path)
-    name = f"annotations-v{VERSION}-{digest[:32]}"
+    name = f"annotations-{digest[:32]}-{_own_digest()}"
     columns: dict[str, Any] = user_cache.kept_arrays(name, lambda: _as_arrays(parse(path)))
     texts = msgspec.json.decode(columns.pop("texts").tobytes())
     return columns | texts
+
+
+def _own_digest() -> str:
+    """Of the modules that decide what the columns are: columns that another version kept are not these."""
+    sources = [Path(module) for module in (__file__, fields.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
 def _as_arrays(columns: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -60,8 +67,9 @@ def parse(path: Path) -> dict[str, Any]:
         "categories": categories,
         "annotations": annotations,
     }
+    twins = TwinKeys(path)
     for chunk in stream(path, fields.DECODERS, fields.explain(path)):
-        fields.refuse_twofold(chunk, path)
+        twins.refuse(chunk)
         parts[chunk.key].add(chunk)
     if not images.ids or not categories.records:
         raise InputError(

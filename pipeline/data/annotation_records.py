@@ -6,7 +6,6 @@ that neighbourhood as plain dictionaries and says what is wrong, with the first 
 Shapes: I images, C categories, A annotations, all in the order of the records given.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +14,10 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from pipeline.data.json_records import Chunk
 from pipeline.errors import InputError, first_ten
 
 LARGEST_PIXEL = 2**24  # float32 counts whole pixels exactly up to here
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-KEYS = {
-    "images": ("id", "width", "height", "file_name"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
 Records = list[dict[str, Any]]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PIXEL)]
@@ -80,25 +73,6 @@ def explain(path: Path) -> Callable[[str, Records, int], None]:
             check_crowd_flags(flags, [r["id"] for r in records], path)
 
     return find_fault
-
-
-def refuse_twofold(chunk: Chunk, path: Path) -> None:
-    """Refuse records that have one of their keys twice: readers silently take one or the other."""
-    keys = KEYS[chunk.key]
-    if all(chunk.text.count(b'"%s"' % key.encode()) <= len(chunk.records) for key in keys):
-        return  # nearly always; else an object inside the records may have such a key, too
-
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        record = dict(pairs)
-        twice = [key for key in keys if sum(name == key for name, _ in pairs) > 1]
-        if twice:
-            raise InputError(
-                f"{path}: `{twice[0]}` appears twice in a record of `{chunk.key}` with id {record.get('id')} "
-                f"(after byte {chunk.start})"
-            )
-        return record
-
-    json.loads(chunk.text, object_pairs_hook=no_twins)
 
 
 def check_ids(records: Records, what: str, first: int, path: Path) -> None:

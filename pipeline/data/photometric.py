@@ -1,10 +1,8 @@
 """Colour augmentation of one view: MoCo v2's list (jitter, grayscale, blur) and BYOL's solarize.
 
-The numbers are drawn on the CPU from the draw's generator; the pixels are changed on the device.
+The numbers are drawn on the CPU (photometric_draws); the pixels are changed on the device.
 Images are (3, H, W) float in [0, 1], without padding, because contrast looks at the image's mean.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,58 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
-from pipeline.settings import setting
+from pipeline.data.photometric_draws import Photometric
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]: what torchvision's weights expect
 STD = (0.229, 0.224, 0.225)
 BLUR_RADIUS = 6  # three times the largest sigma
-
-
-@dataclass(frozen=True)
-class PhotometricSettings:
-    """Probabilities and strengths; (MoCo v2: main_moco.py; solarize: BYOL, appendix B)."""
-
-    jitter: float = setting(0.8, "MoCo v2: probability of the colour jitter", low=0, high=1)
-    strength: tuple[float, float, float, float] = setting(
-        (0.4, 0.4, 0.4, 0.1), "MoCo v2: brightness, contrast, saturation, hue", low=0, high=1
-    )
-    grayscale: float = setting(0.2, "MoCo v2: probability", low=0, high=1)
-    blur: float = setting(0.5, "MoCo v2: probability; sigma uniform in 0.1 to 2", low=0, high=1)
-    solarize: tuple[float, float] = setting(
-        (0.0, 0.2), "BYOL: probability on query and key view", low=0, high=1
-    )
-
-
-@dataclass(frozen=True)
-class Photometric:
-    """The drawn numbers of one view; None or False: not applied."""
-
-    brightness: float | None = None
-    contrast: float | None = None
-    saturation: float | None = None
-    hue: float | None = None
-    grayscale: bool = False
-    blur_sigma: float | None = None
-    solarize: bool = False
-
-
-def draw_photometric(
-    settings: PhotometricSettings, is_key: bool, generator: np.random.Generator
-) -> Photometric:
-    """Draw the colour augmentation of one view.  Always the same count of draws, whatever comes out."""
-    chance = generator.random(4)
-    amount = generator.uniform(-1.0, 1.0, size=4) * np.array(settings.strength)
-    sigma = float(generator.uniform(0.1, 2.0))
-    jitter = bool(chance[0] < settings.jitter)
-    return Photometric(
-        brightness=float(1 + amount[0]) if jitter else None,
-        contrast=float(1 + amount[1]) if jitter else None,
-        saturation=float(1 + amount[2]) if jitter else None,
-        hue=float(np.clip(amount[3], -0.5, 0.5)) if jitter else None,
-        grayscale=bool(chance[1] < settings.grayscale),
-        blur_sigma=sigma if chance[2] < settings.blur else None,
-        solarize=bool(chance[3] < settings.solarize[int(is_key)]),
-    )
 
 
 def apply_photometric(image: Tensor, drawn: Photometric) -> Tensor:

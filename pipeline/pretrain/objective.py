@@ -7,13 +7,16 @@
 Pure arithmetic on scalars.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pipeline.settings import setting
+
+if TYPE_CHECKING:  # commands that read settings need no torch
+    from torch import Tensor
 
 TERMS = ("hcl", "lcl", "ar", "sr", "det")
 
@@ -38,6 +41,6 @@ class ObjectiveWeights:
         return factors[term]
 
 
-def total_loss(terms: Mapping[str, Tensor], weights: ObjectiveWeights) -> Tensor:
+def total_loss(terms: "Mapping[str, Tensor]", weights: ObjectiveWeights) -> "Tensor":
     """Eq. 8 over the terms that are there (an ablation leaves some out)."""
-    return torch.stack([weights.of(name) * value for name, value in terms.items()]).sum()
+    return functools.reduce(operator.add, (weights.of(name) * value for name, value in terms.items()))

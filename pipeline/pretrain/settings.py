@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.data.photometric import PhotometricSettings
+from pipeline.data.photometric_draws import PhotometricSettings
 from pipeline.errors import SettingsError
 from pipeline.pretrain.objective import TERMS, ObjectiveWeights
 from pipeline.settings import setting

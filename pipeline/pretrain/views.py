@@ -17,14 +17,8 @@ from torch.utils.data import Dataset
 from pipeline.data.annotations import Annotations
 from pipeline.data.draws import Draw, generator, key_of
 from pipeline.data.images import read_image
-from pipeline.data.photometric import (
-    Photometric,
-    apply_photometric,
-    draw_photometric,
-    normalise,
-    on_canvas,
-    to_float,
-)
+from pipeline.data.photometric import apply_photometric, normalise, on_canvas, to_float
+from pipeline.data.photometric_draws import Photometric, draw_photometric
 from pipeline.data.targets import Target, target_of
 from pipeline.data.views import Geometry, draw_geometry
 from pipeline.pretrain.reconstruction import draw_mask
