@@ -131,6 +131,10 @@ def proposals(
     params: ParamsPath = None,
     annotations: Annotations = None,
     images: Images = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="A detector that an earlier run trained; it is not trained again."),
+    ] = None,
     out: Out = None,
     allow_partial: AllowPartial = None,
     gpus: Gpus = None,
@@ -143,8 +147,9 @@ def proposals(
     json: Json = False,
 ) -> None:
     """Annotations and images -> OLN, and its class-agnostic boxes of every image in Parquet."""
-    from stages.common import split_of
+    from stages.common import refuse_under_dvc, split_of
 
+    refuse_under_dvc(weights=weights)
     order = _order(
         "proposals", out, params, seed,
         gpus=gpus, procs=procs, workers=workers, save_every=save_every,
@@ -154,7 +159,7 @@ def proposals(
     _check(order)
     from stages import proposals as stage
 
-    stage.run(order, split, tuple(allow_partial or ()))
+    stage.run(order, split, tuple(allow_partial or ()), weights)
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -121,7 +121,8 @@ def _detect(order: Order, annotations: Annotations, split: Split, weights: Path 
             "evaluate on annotations with the categories of training, in the same order",
         )
     device = order.machine.one_device()
-    found = detect(model.to(device), annotations, split.images, test_wh, device)
+    workers = order.machine.loader_workers(use_gpu=device.type == "cuda")
+    found = detect(model.to(device), annotations, split.images, test_wh, device, workers=workers)
     return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
 
 

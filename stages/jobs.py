@@ -1,51 +1,87 @@
-"""What a training process does, for every stage that trains."""
+"""What a process of a run does, for every kind of work that several processes share."""
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.engine.distributed import join, leave
+from pipeline.engine.distributed import Process, barrier, join
 from pipeline.engine.hooks import Checkpoints, History, StopOnSignal
 from pipeline.engine.loop import Hook
 from stages.console import say
-from stages.machine import is_first
-from stages.progress import ProgressLine
+from stages.progress import ImagesLine, ProgressLine
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Where the job, plan and trainer of a stage are."""
+class Training:
+    """A stage that trains: where its job, its plan and `build_trainer` are."""
 
     module: str
     job: str
     plan: str
 
-    def load(self) -> tuple[Any, Any, Callable[..., Any]]:
-        """The job class, the plan class and `build_trainer`."""
+    def job_class(self) -> Any:
+        """The job's dataclass."""
+        return getattr(importlib.import_module(self.module), self.job)
+
+    def run(self, stage: str, job: Any, process: Process, workers: int, save_every: float) -> None:
+        """Train to the end, continuing from the newest checkpoint."""
         module = importlib.import_module(self.module)
-        return getattr(module, self.job), getattr(module, self.plan), module.build_trainer
+        checkpoints = Checkpoints(job.work / "checkpoints", seconds=save_every)
+        hooks: list[Hook] = [History(job.work / "history.jsonl"), checkpoints, StopOnSignal(checkpoints)]
+        if process.is_first:
+            hooks.append(ProgressLine(stage))
+        trainer = module.build_trainer(getattr(module, self.plan)(job), process, workers, hooks)
+        say(f"{stage}: {trainer.schedule.total} steps, {process.world} x {process.device.type}")
+        trainer.train()
 
 
-JOBS = {
-    "proposals": Kind("pipeline.proposals.training", "ProposalsJob", "ProposalsPlan"),
-    "pretrain": Kind("pipeline.pretrain.training", "PretrainJob", "PretrainPlan"),
-    "finetune": Kind("pipeline.finetune.training", "FinetuneJob", "FinetunePlan"),
+@dataclass(frozen=True)
+class Generation:
+    """Making the boxes of every image, in chunks that the processes share out."""
+
+    def job_class(self) -> Any:
+        """The job's dataclass."""
+        from pipeline.proposals.generation import GenerationJob
+
+        return GenerationJob
+
+    def run(self, stage: str, job: Any, process: Process, workers: int, save_every: float) -> None:
+        """Make this process's chunks; as the first one, come back when all are there."""
+        from pipeline.proposals import generation
+
+        plan = generation.GenerationPlan(job)
+        if process.is_first:
+            generation.prepare(plan)
+        barrier()
+        with ImagesLine("proposals", len(plan.annotations.image_ids), active=process.is_first) as line:
+            tally = plan.tally(process.rank, process.world)
+            generation.generate(
+                lambda: self._source(plan, process, workers), plan.chunks, tally, process, line.show
+            )
+
+    def _source(self, plan: Any, process: Process, workers: int) -> Any:
+        """What the settings name; says what there is to say of an imported file."""
+        from pipeline.proposals.generation import source_of
+        from pipeline.proposals.importing import Imported
+
+        source = source_of(plan, process.device, workers)
+        for remark in source.remarks() if isinstance(source, Imported) else ():
+            say(remark)
+        return source
+
+
+JOBS: dict[str, Training | Generation] = {
+    "proposals": Training("pipeline.proposals.training", "ProposalsJob", "ProposalsPlan"),
+    "generation": Generation(),
+    "pretrain": Training("pipeline.pretrain.training", "PretrainJob", "PretrainPlan"),
+    "finetune": Training("pipeline.finetune.training", "FinetuneJob", "FinetunePlan"),
 }
 
 
-def run(stage: str, job: Any, use_gpu: bool, workers: int, save_every: float) -> None:
-    """Train in this process, as one of the group if there is one."""
-    _, plan_class, build_trainer = JOBS[stage].load()
-    process = join(use_gpu)
-    try:
-        checkpoints = Checkpoints(job.work / "checkpoints", seconds=save_every)
-        hooks: list[Hook] = [History(job.work / "history.jsonl"), checkpoints, StopOnSignal(checkpoints)]
-        if is_first():
-            hooks.append(ProgressLine(stage))
-        trainer = build_trainer(plan_class(job), process, workers, hooks)
-        if is_first():
-            say(f"{stage}: {trainer.schedule.total} steps, {process.world} x {process.device.type}")
-        trainer.train()
-    finally:
-        leave()
+def run(kind: str, job: Any, use_gpu: bool, workers: int, save_every: float) -> None:
+    """Do this process's part, as one of the group if there is one.
+
+    The group stays joined: the next job of the command, if there is one, is done by the same processes, and
+    torchrun's store does not let them meet twice.
+    """
+    JOBS[kind].run(kind, job, join(use_gpu), workers, save_every)

@@ -1,5 +1,6 @@
-"""Start a training job: in this process, or as several through torchrun; bring errors back whole."""
+"""Start a job: in this process, or as several through torchrun; bring errors back whole."""
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -15,38 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import disk_errors, write_json
-from pipeline.errors import TwoDRCLError, UsageError
+from pipeline.engine.distributed import leave
+from pipeline.errors import Stopped, TwoDRCLError, UsageError
 from pipeline.settings import to_plain
 from stages import jobs
-from stages.machine import Machine, in_group
+from stages.machine import Machine, in_group, is_first
 
 LOCK = "lock"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def train(stage: str, job: Any, machine: Machine, batch_size: int, *, fresh: bool) -> None:
-    """Train `job` to its end, continuing from its scratch folder.
+def run(kind: str, job: Any, machine: Machine, world: int, use_gpu: bool) -> None:
+    """Do a job to its end, continuing from its scratch folder, which the caller holds (`exclusive`).
 
     Args:
-        stage: key of `jobs.JOBS`.
+        kind: key of `jobs.JOBS`.
         job: its job dataclass.
-        machine: processes and devices.
-        batch_size: global, to divide.
-        fresh: forget unfinished work first.
+        machine: loader processes and checkpoints.
+        world: number of processes.
+        use_gpu: one GPU for each, else CPUs.
 
     Raises:
         TwoDRCLError: what stopped the run, whichever process it happened in.
     """
-    world, use_gpu = machine.processes(batch_size)
     workers = machine.loader_workers(use_gpu)
-    with exclusive(job.work):
-        if fresh and not in_group():
-            _empty(job.work)
-        if world == 1 or in_group():
-            jobs.run(stage, job, use_gpu, workers, machine.save_every)
-        else:
-            order = {"stage": stage, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers}
-            _torchrun(job.work, world, {**order, "save_every": machine.save_every})
+    if world == 1 or in_group():
+        atexit.register(leave)
+        jobs.run(kind, job, use_gpu, workers, machine.save_every)
+    else:
+        order = {"kind": kind, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers}
+        _torchrun(job.work, world, {**order, "save_every": machine.save_every})
 
 
 def _empty(work: Path) -> None:
@@ -73,11 +72,11 @@ def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
         text=True,
         preexec_fn=die_with_parent,
     )
-    with _forwarding(child):
+    with _forwarding(child) as forwarded:
         _pass_on(child, log)
         code = child.wait()
     if code:
-        raise _first_error(work, code, log)
+        raise _first_error(work, code, log, was_signalled=bool(forwarded))
 
 
 def die_with_parent() -> None:
@@ -99,49 +98,68 @@ def _pass_on(child: "subprocess.Popen[str]", log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _forwarding(child: "subprocess.Popen[str]") -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on; the workers save and stop, then we do."""
+def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGINT on; the workers save and stop, then we do.
+
+    Yields:
+        the signals that came.
+    """
+    forwarded: list[int] = []
 
     def forward(number: int, frame: object) -> None:
+        forwarded.append(number)
         child.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield forwarded
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _first_error(work: Path, code: int, log: Path) -> TwoDRCLError:
-    """The error of the process that failed first, as it was raised there."""
-    reports = sorted(work.glob("error-*.json"), key=lambda p: json.loads(p.read_text())["time"])
+def _first_error(work: Path, code: int, log: Path, was_signalled: bool) -> TwoDRCLError:
+    """The error of the process that failed first, as it was raised there.
+
+    When a process is killed, torchrun stops the others by a signal: they report that, it reports nothing.
+    """
+    reports = [json.loads(path.read_text()) for path in work.glob("error-*.json")]
+    if not was_signalled:
+        reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
     if not reports:
         tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
-        return TwoDRCLError(f"a training process ended with code {code}\n{tail}", f"see {log}")
-    report = json.loads(reports[0].read_text())
+        return TwoDRCLError(
+            f"a process of the run died; torchrun ended with code {code}\n{tail}", f"see {log}"
+        )
+    report = min(reports, key=lambda r: r["time"])
     error = TwoDRCLError(report["message"], report["hint"])
     error.exit_code = report["exit_code"]
     return error
 
 
 @contextlib.contextmanager
-def exclusive(work: Path) -> Iterator[None]:
+def exclusive(work: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the scratch folder; a second run on it is refused, a dead one's hold is gone with it.
 
+    Of a group, the first process holds it for all: it does so before it joins, and nobody gets past the
+    joining without it.
+
+    Args:
+        work: the folder.
+        fresh: forget unfinished work first.
+
     Raises:
-        UsageError: another process trains here.
+        UsageError: another run is at work here.
     """
-    if in_group():
-        work.mkdir(parents=True, exist_ok=True)
-        yield
-        return
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-        file = (work / LOCK).open("w")
+        file = (work / LOCK).open("a")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run is training in {work}", "wait for it, or stop it") from None
+        if is_first():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another run is at work in {work}", "wait for it, or stop it") from None
+            if fresh:
+                _empty(work)
         yield

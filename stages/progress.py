@@ -1,4 +1,4 @@
-"""The live line of a training run."""
+"""The live lines of long work: steps of a training, images of a generation."""
 
 import time
 
@@ -45,3 +45,31 @@ def _losses(record: Record) -> str:
         f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if k not in hidden
     ]
     return " ".join(shown)
+
+
+class ImagesLine:
+    """A live line while images are worked on: how many of all; nothing at all unless `active`."""
+
+    def __init__(self, description: str, total: int, *, active: bool) -> None:
+        self.description, self.total, self.active = description, total, active
+        self._progress = bar(f"{description}: images")
+        self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> "ImagesLine":
+        if self.active:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=self.total)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.active:
+            self._progress.stop()
+
+    def show(self, done: int) -> None:
+        """Say that `done` images are done, those of an earlier run among them."""
+        assert self.active, "only the first process shows anything"
+        self._progress.update(self._task, completed=done)
+        if not ERR.is_terminal and time.monotonic() - self._spoken > QUIET_LINE_S:
+            self._spoken = time.monotonic()
+            seconds = self._spoken - self._started
+            say(f"{self.description}: {done} of {self.total} images after {seconds:.0f} s")

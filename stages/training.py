@@ -32,32 +32,54 @@ def train_and_publish(
         batch_size: global.
         publish: (model state, folder) -> writes the product's own files.
     """
-    stage = str(manifest["stage"])
-    current = artifacts.is_current(order.out, stage, str(manifest["fingerprint"])) and not order.fresh
+    if nothing_to_do(order, manifest, job.work):
+        return
+    watch = Stopwatch()
+    with launch.exclusive(job.work, fresh=order.fresh):
+        state, measured = train(order, str(manifest["stage"]), job, batch_size)
+        if is_first():
+            make(order, manifest, lambda folder: publish(state, folder))
+            watch.write(order.out, **measured)
+            shutil.rmtree(job.work, ignore_errors=True)
+
+
+def nothing_to_do(order: Order, manifest: Mapping[str, Any], work: Path) -> bool:
+    """Whether this is a dry run, or the product is current; says so."""
+    stage, wanted = str(manifest["stage"]), str(manifest["fingerprint"])
+    current = artifacts.is_current(order.out, stage, wanted) and not order.fresh
     if order.dry_run or current:
         make(order, manifest, lambda folder: None)
         if current and is_first():
-            shutil.rmtree(job.work, ignore_errors=True)  # a kill right after publishing leaves it
-        return
+            shutil.rmtree(work, ignore_errors=True)  # a kill right after publishing leaves it
+    return order.dry_run or current
+
+
+def train(order: Order, kind: str, job: Any, batch_size: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train to the end, in the scratch folder that the caller holds.
+
+    Returns:
+        the model's state, and what was measured in this command alone, for timing.json; both empty on all
+        processes of a group but the first.
+
+    Raises:
+        TwoDRCLError: what stopped the run.
+    """
     checkpoints = CheckpointFolder(job.work / "checkpoints")
-    before = 0 if order.fresh else max(checkpoints.steps(), default=0)
-    watch = Stopwatch()
-    launch.train(stage, job, order.machine, batch_size, fresh=order.fresh)
+    before, watch = max(checkpoints.steps(), default=0), Stopwatch()
+    launch.run(kind, job, order.machine, *order.machine.processes(batch_size))
     if not is_first():
-        return
+        return {}, {}
     newest = checkpoints.newest()
     if newest is None:
         raise InputError(f"{job.work} holds no checkpoint after training", "run the command again")
-    seconds = watch.seconds
-
-    def produce(folder: Path) -> None:
-        publish(newest[1]["model"], folder)
-
-    make(order, manifest, produce)
-    speed = round((newest[0] - before) * batch_size / max(seconds, 1e-9), 2)  # of this command alone
-    watch.write(order.out, train_seconds=round(seconds, 2), images_per_second=speed, steps=newest[0])
-    say(f"{stage}: {newest[0] * batch_size} images drawn, {speed} images/s")
-    shutil.rmtree(job.work, ignore_errors=True)
+    step, seconds = newest[0], watch.seconds
+    speed = round((step - before) * batch_size / max(seconds, 1e-9), 2)
+    say(f"{kind}: {step * batch_size} images drawn, {speed} images/s")
+    return newest[1]["model"], {
+        "train_seconds": round(seconds, 2),
+        "images_per_second": speed,
+        "steps": step,
+    }
 
 
 def report_start(stage: str, report: LoadReport, norm: str) -> None:

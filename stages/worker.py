@@ -1,4 +1,4 @@
-"""Entry of each training process that torchrun starts: `python -m stages.worker job.json`."""
+"""Entry of each process that torchrun starts: `python -m stages.worker job.json`."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.artifacts import write_json
+from pipeline.engine.distributed import leave
 from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
@@ -18,10 +19,9 @@ def main(order_path: Path) -> int:
     """Run the job; leave an account of any error beside it, because torchrun only passes a number on."""
     die_with_parent()
     order = json.loads(order_path.read_text())
-    job_class, _, _ = jobs.JOBS[order["stage"]].load()
-    job = build(job_class, order["job"], "job")
+    job = build(jobs.JOBS[order["kind"]].job_class(), order["job"], "job")
     try:
-        jobs.run(order["stage"], job, order["use_gpu"], order["workers"], order["save_every"])
+        jobs.run(order["kind"], job, order["use_gpu"], order["workers"], order["save_every"])
     except BaseException as problem:
         report = {
             "message": str(problem) if isinstance(problem, TwoDRCLError) else traceback.format_exc(),
@@ -31,6 +31,8 @@ def main(order_path: Path) -> int:
         }
         write_json(order_path.with_name(f"error-{os.environ.get('RANK', 0)}.json"), report)
         return int(report["exit_code"]) if isinstance(report["exit_code"], int) else 1
+    finally:
+        leave()
     return 0
 
 

@@ -16,7 +16,7 @@ SPLIT = {"--annotations", "--images"}
 # Other programs rely on these names; a new knob belongs in params.yaml.
 OPTIONS = {
     "sample": COMMON | {"--no-pixels"},
-    "proposals": COMMON | MACHINE | SPLIT | {"--allow-partial"},
+    "proposals": COMMON | MACHINE | SPLIT | {"--allow-partial", "--weights"},
     "stats": COMMON | {"--annotations", "--proposals"},
     "pretrain": COMMON | MACHINE | SPLIT | {"--proposals", "--stats", "--init", "--allow-partial"},
     "finetune": COMMON | MACHINE | SPLIT | {"--method", "--run", "--stats", "--init", "--allow-partial"},

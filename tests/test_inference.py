@@ -1,6 +1,7 @@
 """Detections are in stored pixels, whatever the order, the batch and the size they were made at."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from pipeline.data.annotations import Annotations, read_annotations
+from pipeline.data.boxes import iou
 from pipeline.detectors.build import build_model, model_config
-from pipeline.detectors.inference import Detections, detect, encode_masks
+from pipeline.detectors.inference import (
+    Detections,
+    batches_of_one_canvas,
+    detect,
+    detect_batches,
+    encode_masks,
+)
 from pipeline.detectors.settings import DetectorSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, MissingInput
 from pipeline.settings import build
 
 SIZES_WH = [(80, 60), (80, 60), (60, 80), (97, 51), (80, 60), (80, 60), (80, 60)]
@@ -106,19 +114,72 @@ def test_a_batch_changes_nothing(
         assert_same(one, expected)
 
 
-def test_batches_hold_images_of_one_size(faster: Any, split: tuple[Annotations, Path]) -> None:
+def test_batches_hold_images_of_one_canvas(faster: Any, split: tuple[Annotations, Path]) -> None:
     sizes: list[tuple[int, ...]] = []
     hook = faster.backbone.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape)))
     list(detect(faster, *split, TEST_WH, CPU, batch=2))
     hook.remove()
     # 80 x 60 -> 85 x 64, 60 x 80 -> 64 x 85, 97 x 51 -> 96 x 50; canvases are multiples of 32
-    assert sizes == [
-        (2, 3, 64, 96),
-        (1, 3, 96, 64),
-        (1, 3, 64, 96),
-        (2, 3, 64, 96),
-        (1, 3, 64, 96),
+    assert sizes == [(2, 3, 64, 96), (1, 3, 96, 64), (2, 3, 64, 96), (2, 3, 64, 96)]
+
+
+def test_batches_of_one_canvas_are_as_full_as_can_be(split: tuple[Annotations, Path]) -> None:
+    sizes_wh = split[0].sizes_wh
+    assert batches_of_one_canvas(sizes_wh, range(7), TEST_WH, 4) == [[0, 1, 3, 4], [5, 6], [2]]
+    assert batches_of_one_canvas(sizes_wh, [6, 2, 5], TEST_WH, 1) == [[6], [5], [2]]
+    assert batches_of_one_canvas(sizes_wh, [], TEST_WH, 4) == []
+
+
+def test_full_batches_change_nothing(
+    faster: Any, split: tuple[Annotations, Path], alone: list[Detections]
+) -> None:
+    batches = batches_of_one_canvas(split[0].sizes_wh, range(7), TEST_WH, 4)
+    found = list(detect_batches(faster, *split, TEST_WH, CPU, batches, workers=0))
+    assert [one.image for one in found] == [0, 1, 3, 4, 5, 6, 2]
+    for one in found:
+        assert_same(one, alone[one.image])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing_at_all(faster: Any, split: tuple[Annotations, Path], workers: int) -> None:
+    expected = list(detect(faster, *split, TEST_WH, CPU, batch=2))
+    found = list(detect(faster, *split, TEST_WH, CPU, batch=2, workers=workers))
+    assert [one.image for one in found] == [one.image for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_bf16_ends_where_the_heads_begin(faster: Any, split: tuple[Annotations, Path]) -> None:
+    used: dict[str, set[torch.dtype]] = {"trunk": set(), "neck": set(), "rpn": set(), "roi": set()}
+
+    def watch(part: str, layer: Any) -> Any:
+        return layer.register_forward_hook(lambda _, __, out: used[part].add(out.dtype))
+
+    hooks = [
+        watch("trunk", faster.backbone.conv1),
+        watch("neck", faster.neck.fpn_convs[0].conv),
+        watch("rpn", faster.rpn_head.rpn_reg),
+        watch("roi", faster.roi_head.bbox_head.fc_reg),
     ]
+    batches = [[0, 1], [2]]
+    found = list(detect_batches(faster, *split, TEST_WH, CPU, batches, workers=0, bf16=True))
+    for hook in hooks:
+        hook.remove()
+    low, full = {torch.bfloat16}, {torch.float32}
+    assert used == {"trunk": low, "neck": low, "rpn": full, "roi": full}
+    for one in found:
+        assert one.boxes.dtype == np.float32 and len(one.boxes) > 0
+        width, height = SIZES_WH[one.image]
+        assert (one.boxes >= 0).all() and (one.boxes <= [width, height, width, height]).all()
+
+
+def test_bf16_finds_about_the_same_best_boxes(
+    faster: Any, split: tuple[Annotations, Path], alone: list[Detections]
+) -> None:
+    best = next(iter(detect_batches(faster, *split, TEST_WH, CPU, [[0]], workers=0, bf16=True)))
+    assert iou(best.boxes, alone[0].boxes).max(axis=1).mean() > 0.8
+    assert best.scores[0] == pytest.approx(alone[0].scores[0], abs=0.1)
 
 
 def test_masks_are_run_lengths_of_the_stored_image(split: tuple[Annotations, Path]) -> None:
@@ -157,10 +218,24 @@ def test_nothing_found_is_no_rows_at_all(split: tuple[Annotations, Path]) -> Non
     assert one.masks == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_of_another_size_than_annotated_is_refused(
-    faster: Any, split: tuple[Annotations, Path], tmp_path: Path
+    faster: Any, split: tuple[Annotations, Path], tmp_path: Path, workers: int
 ) -> None:
     annotations, _ = split
     Image.new("RGB", (60, 80)).save(tmp_path / "40.png")
     with pytest.raises(InputError, match="60 x 80, but the annotations say 80 x 60"):
-        next(detect(faster, annotations, tmp_path, TEST_WH, CPU))
+        next(detect(faster, annotations, tmp_path, TEST_WH, CPU, workers=workers))
+
+
+def test_what_comes_before_a_missing_image_is_detected(
+    faster: Any, split: tuple[Annotations, Path], tmp_path: Path
+) -> None:
+    annotations, folder = split
+    shutil.copytree(folder, tmp_path / "images")
+    (tmp_path / "images/8.png").unlink()
+    found = []
+    with pytest.raises(MissingInput, match=r"8\.png"):
+        for one in detect(faster, annotations, tmp_path / "images", TEST_WH, CPU):
+            found.append(one.image)
+    assert found == [0, 1, 2]

@@ -97,6 +97,8 @@ def test_paper_preset_holds_the_released_values() -> None:
     assert (paper.lr, paper.epochs, paper.milestones, paper.batch_size) == (0.02, 8, (6, 7), 16)
     assert (paper.short_side, paper.long_side, paper.warmup_steps) == (800, 1333, 500)
     assert (paper.rpn_nms, paper.rpn_max, paper.keep, paper.normalize_by) == (None, None, 1500, "samples")
+    assert (paper.border_objects, paper.reg_bias, paper.clip_norm) == (False, 0.0, None)
+    assert (paper.allowed_border, paper.neg_fill, paper.seen) == (0, True, "all")
     config = oln_config(paper)
     head = config["rpn_head"]
     assert head["loss_bbox"] == {"type": "IoULoss", "mode": "linear", "loss_weight": 10.0}
@@ -104,6 +106,13 @@ def test_paper_preset_holds_the_released_values() -> None:
     assert config["test_cfg"]["rpn"]["nms_pre"] == config["train_cfg"]["rpn_proposal"]["nms_pre"] == 2000
     assert config["test_cfg"]["rcnn"]["nms"] == {"type": "nms", "iou_threshold": 0.7}
     assert config["backbone"]["frozen_stages"] == 1 and config["backbone"]["norm_eval"]
+
+
+def test_literal_preset_differs_from_paper_in_the_background_alone() -> None:
+    paper, literal = (build(ProposalsSettings, PRESETS[p], "proposals") for p in ("paper", "literal"))
+    assert literal == dataclasses.replace(paper, neg_fill=False)
+    samplers = [oln_config(s)["train_cfg"]["rpn"]["objectness_sampler"] for s in (paper, literal)]
+    assert [s["neg_pos_ub"] for s in samplers] == [-1, 0]
 
 
 def test_every_setting_has_a_reason_and_survives_a_round_trip() -> None:
@@ -149,6 +158,18 @@ def test_a_fresh_head_predicts_the_anchors_themselves() -> None:
     _, codes = head((torch.zeros(1, 32, 3, 3),) * 5)
     anchors = head.prior_generator.grid_priors([(3, 3)] * 5, device="cpu")[0]
     torch.testing.assert_close(head.bbox_coder.decode(anchors, codes[0].flatten(2)[0].T), anchors)
+
+
+def test_the_released_head_starts_from_points() -> None:
+    head = tiny(reg_bias=0.0).rpn_head
+    assert (head.rpn_reg.bias == 0).all() and (tiny().rpn_head.rpn_reg.bias == 0.5).all()
+    with torch.no_grad():
+        head.rpn_reg.weight.zero_()
+    _, codes = head((torch.zeros(1, 32, 3, 3),) * 5)
+    anchors = head.prior_generator.grid_priors([(3, 3)] * 5, device="cpu")[0]
+    boxes = head.bbox_coder.decode(anchors, codes[0].flatten(2)[0].T)
+    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
+    torch.testing.assert_close(boxes, centre.repeat(1, 2))
 
 
 def test_outputs_see_features_of_unit_length() -> None:
@@ -326,6 +347,32 @@ def test_objects_at_the_image_border_are_learnt() -> None:
     loss = head.loss_by_feat(logits, codes, [instances([[0.0, 0.0, 16.0, 16.0]])], [shapes(64, 64)])
     loss["loss_rpn_bbox"].backward()
     assert sum(c.grad.abs().sum() for c in codes) > 0
+
+
+@pytest.mark.parametrize("box", [[0.0, 4.0, 16.0, 20.0], [4.0, 0.0, 20.0, 16.0]])
+def test_released_quirk_leaves_out_objects_at_the_left_and_top_border(box: list[float]) -> None:
+    inner = [20.0, 20.0, 36.0, 36.0]
+    logits, codes = outputs(batch=1)
+
+    def losses(boxes: list[list[float]], border_objects: bool) -> dict[str, Tensor]:
+        head = tiny(border_objects=border_objects).rpn_head
+        return head.loss_by_feat(logits, codes, [instances(boxes)], [shapes(64, 64)])
+
+    assert losses([box], border_objects=False)["loss_rpn_bbox"] == 0
+    assert losses([box], border_objects=True)["loss_rpn_bbox"] > 0
+    moved = [v + 1 for v in box]  # the quirk is about the border, not about the object
+    assert losses([moved], border_objects=False)["loss_rpn_bbox"] > 0
+    both = losses([box, inner], border_objects=False)
+    assert both["loss_rpn_bbox"] > 0  # only the object at the border is left out
+    quality = losses([box, inner], border_objects=True)["loss_rpn_obj"]
+    assert torch.equal(both["loss_rpn_obj"], quality)  # its centerness is learnt all the same
+
+
+def test_objects_at_the_right_border_always_count() -> None:
+    head = tiny(border_objects=False, allowed_border=-1).rpn_head
+    logits, codes = outputs(batch=1)
+    losses = head.loss_by_feat(logits, codes, [instances([[44.0, 44.0, 64.0, 64.0]])], [shapes(64, 64)])
+    assert losses["loss_rpn_bbox"] > 0
 
 
 def test_images_smaller_than_every_anchor_are_refused_with_a_remedy() -> None:

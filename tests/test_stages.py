@@ -1,5 +1,6 @@
 """The whole chain on a tiny project: contracts between stages, resume, processes, wrong inputs."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_params
+from conftest import TINY, write_params
+
+from pipeline import artifacts
 
 COMMAND = [sys.executable, "-m", "stages.cli"]
 CHAIN = ("sample", "proposals", "stats", "pretrain", "finetune", "evaluate", "analyze")
@@ -190,3 +193,165 @@ def test_a_batch_that_does_not_divide_is_refused(project, cli, monkeypatch):
     monkeypatch.chdir(project)
     answer = cli("pretrain", "--procs", "3", "--fresh", "--out", "artifacts/pretrain/three")
     assert answer.code == 2 and "does not divide" in answer.err
+
+
+# --- proposals from several processes, killed, stopped, refused
+
+
+@pytest.fixture(scope="module")
+def jitter(tmp_path_factory):
+    """A folder with annotations, but without images, whose proposals come from gt-jitter."""
+    folder = tmp_path_factory.mktemp("jitter")
+    write_params(folder, proposals={"source": "gt-jitter"}, sample={**TINY["sample"], "train_images": 300})
+    process = start(folder, "sample", "--no-pixels")
+    assert process.communicate(timeout=60) and process.returncode == 0
+    return folder
+
+
+def boxes_in(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.parquet")}
+
+
+def test_proposals_of_any_number_of_processes_are_the_same_bytes(jitter, cli, monkeypatch):
+    monkeypatch.chdir(jitter)
+    assert cli("proposals", "--out", "one").code == 0
+    assert not (jitter / "artifacts/sample/train").exists()  # and no image was looked for
+    made = json.loads((jitter / "one/manifest.json").read_text())
+    assert set(made["inputs"]) == {"annotations"}
+    assert len(pq.read_table(jitter / "one/images.parquet")) == 300
+    process = start(jitter, "proposals", "--procs", "2", "--out", "two")
+    talk = process.communicate(timeout=100)[1]
+    assert process.returncode == 0, talk
+    assert boxes_in(jitter / "two") == boxes_in(jitter / "one")
+    assert not list((jitter / ".work").glob("proposals/*"))
+
+
+def test_proposals_in_a_group_that_somebody_else_started(jitter, cli, monkeypatch):
+    monkeypatch.chdir(jitter)
+    assert cli("proposals", "--out", "alone").code == 0
+    group = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stages.cli"]
+    done = subprocess.run(
+        [sys.executable, *group, "proposals", "--out", "group"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "group\n"  # the first process answers, the other says nothing
+    assert boxes_in(jitter / "group") == boxes_in(jitter / "alone")
+
+
+def workers_of(command: int) -> list[int]:
+    """Processes that run stages.worker below a command."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text().rsplit(")", 1)[1].split()
+            parents[int(stat.parent.name)] = int(words[1])
+
+    def is_below(pid: int) -> bool:
+        while pid in parents and pid != command:
+            pid = parents[pid]
+        return pid == command
+
+    found = []
+    for pid in parents:
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if "stages.worker" in words and "torch.distributed.run" not in words and is_below(pid):
+                found.append(pid)
+    return found
+
+
+def test_a_process_that_is_killed_ends_the_command(jitter):
+    process = start(jitter, "proposals", "--procs", "2", "--out", "dead")
+    deadline = time.monotonic() + 60
+    while len(found := workers_of(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[1]
+    os.kill(found[1], signal.SIGKILL)
+    talk = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "a process of the run died" in talk, talk
+    assert not (jitter / "dead").exists()
+
+
+def test_a_second_run_on_the_same_scratch_is_refused(jitter, cli, monkeypatch):
+    from pipeline.artifacts import scratch
+    from stages.launch import exclusive
+
+    monkeypatch.chdir(jitter)
+    plan = json.loads(cli("proposals", "--out", "second", "--dry-run").out)
+    with exclusive(scratch(Path("second"), "proposals", plan["fingerprint"]), fresh=False):
+        answer = cli("proposals", "--out", "second")
+        assert answer.code == 2 and "another run is at work" in answer.err
+    assert cli("proposals", "--out", "second").code == 0
+
+
+def test_imported_boxes_need_no_images(jitter, cli, monkeypatch):
+    monkeypatch.chdir(jitter)
+    image = json.loads(Path("artifacts/sample/train_lvis.json").read_text())["images"][0]
+    boxes = [{"image_id": image["id"], "bbox": [1, 2, 30, 40], "score": 0.5}]
+    Path("boxes.json").write_text(json.dumps(boxes))
+    params = write_params(jitter / "artifacts", proposals={"source": "import", "file": "boxes.json"})
+    answer = cli("proposals", "--params", params, "--out", "imported")
+    assert answer.code == 0 and "299 images have no box" in answer.err, answer.err
+    made = json.loads(Path("imported/manifest.json").read_text())
+    digest = artifacts.file_digest(Path("boxes.json"))
+    assert made["inputs"]["file"] == digest
+    table = pq.read_table("imported/proposals")
+    assert table.to_pylist() == [
+        {"image_id": image["id"], "x1": 1.0, "y1": 2.0, "x2": 31.0, "y2": 42.0, "score": 0.5}
+    ]
+    assert pq.read_metadata("imported/images.parquet").metadata[b"2drcl.weights"] == digest.encode()
+    Path("boxes.json").unlink()
+    assert cli("proposals", "--params", params, "--out", "imported").code == 3
+
+
+def test_a_trained_detector_makes_the_boxes_of_another_split(project, cli, monkeypatch):
+    monkeypatch.chdir(project)
+    (kept,) = Path("artifacts/.work/proposals").glob("weights-*.pth")
+    val = ["--annotations", "artifacts/sample/val_lvis.json"]
+    answer = cli("proposals", "--weights", kept, *val, "--images", "artifacts/sample/val", "--out", "boxes")
+    assert answer.code == 0, answer.err
+    found, trained = (
+        pq.read_metadata(f"{folder}/images.parquet").metadata
+        for folder in ("boxes", "artifacts/proposals/default")
+    )
+    assert found[b"2drcl.weights"] == trained[b"2drcl.weights"]
+    assert found[b"2drcl.annotations"] != trained[b"2drcl.annotations"]
+    assert {p.name for p in Path("boxes/figures").iterdir()} == {"summary.png", "examples.png"}
+    recall = cli(
+        "evaluate", "--protocol", "proposals", "--proposals", "boxes", *val, "--out", "recall", "--json"
+    )
+    assert recall.code == 0 and json.loads(recall.out)["AR@100"] >= 0, recall.err
+    assert files(Path("recall")) == {"metrics.json"}
+    refused = cli("evaluate", "--protocol", "proposals", "--proposals", "boxes", "--out", "recall-of-train")
+    assert refused.code == 3 and "was made for annotations" in refused.err
+
+
+def test_weights_of_another_detector_are_refused(project, cli, monkeypatch):
+    monkeypatch.chdir(project)
+    (kept,) = Path("artifacts/.work/proposals").glob("weights-*.pth")
+    (project / "other").mkdir(exist_ok=True)
+    wider = write_params(project / "other", proposals={**TINY["proposals"], "fc_channels": 64})
+    answer = cli("proposals", "--params", wider, "--weights", kept, "--out", "wider")
+    assert answer.code == 3 and "are not of the detector" in answer.err and "size mismatch" in answer.err
+    jitter = write_params(project / "other", proposals={"source": "gt-jitter"})
+    assert cli("proposals", "--params", jitter, "--weights", kept, "--out", "wider").code == 2
+    assert not Path("wider").exists()
+
+
+def test_a_trained_detector_is_not_trained_again_after_a_kill(project, cli, monkeypatch):
+    from stages import proposals
+
+    monkeypatch.chdir(project)
+
+    def killed(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proposals, "merge", killed)
+        with pytest.raises(MemoryError):
+            cli("proposals", "--out", "artifacts/proposals/killed")
+    answer = cli("proposals", "--out", "artifacts/proposals/killed")
+    assert answer.code == 0 and "steps" not in answer.err
+    again = cli("proposals", "--out", "artifacts/proposals/again")
+    assert again.code == 0 and "steps" in again.err
+    assert boxes_in(Path("artifacts/proposals/killed")) == boxes_in(Path("artifacts/proposals/again"))

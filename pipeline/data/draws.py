@@ -19,6 +19,7 @@ PURPOSES = {
     "masks": 4,
     "photo_query": 5,
     "photo_key": 6,
+    "proposals": 7,
 }
 
 

@@ -80,7 +80,7 @@ class BatchSource:
             num_workers=self.workers,
             collate_fn=collate_as_is,
             timeout=TIMEOUT_S if self.workers else 0,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
         )
         for samples in loader:
@@ -90,7 +90,7 @@ class BatchSource:
             yield samples
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def leave_signals_to_the_trainer(worker: int) -> None:
     """A signal to the whole group must not kill a loader before the trainer has saved."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

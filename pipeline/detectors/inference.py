@@ -1,6 +1,12 @@
-"""Running a detector over images: boxes, scores, labels and masks in stored pixels."""
+"""Running a detector over images: boxes, scores, labels and masks in stored pixels.
 
-from collections.abc import Iterator, Sequence
+Three things happen at once: loader processes decode and resize the next batches, the model runs one, and a
+thread brings the results of the one before to the CPU.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +15,19 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from pycocotools import mask as mask_api
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.annotations import Annotations
 from pipeline.data.images import read_image
+from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.data.views import Geometry, limit_wh, resized_wh
+from pipeline.detectors.two_stage import TwoStageModel
+from pipeline.errors import TwoDRCLError
+
+DIVISOR = 32  # sides of a canvas
+UNREAD = 2  # batches whose results may be on their way to the CPU
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,9 @@ def detect(
     *,
     order: Sequence[int] | None = None,
     batch: int = 1,
+    workers: int = 0,
 ) -> Iterator[Detections]:
-    """Detections of every image.
+    """Detections of every image, in order.
 
     Args:
         model: a MMDetection detector in eval mode on `device`.
@@ -51,41 +65,151 @@ def detect(
         test_wh: long and short side that an image is resized to fit.
         device: where the model is.
         order: positions of the images, default as annotated.
-        batch: images of equal size forwarded together; the results do not depend on it beyond float rounding.
+        batch: images forwarded together, if they come one after the other and fill the same canvas; the
+            results do not depend on it beyond float rounding.
+        workers: loader processes; 0 decodes in this one.  The results do not depend on it.
+
+    Raises:
+        MissingInput, InputError: an image is absent, damaged or of another size than annotated.
     """
-    positions_in_order = range(len(annotations.image_ids)) if order is None else order
-    for positions in _equal_sized(annotations.sizes_wh, positions_in_order, batch):
-        geometries = [_test_geometry(annotations.sizes_wh[p], test_wh) for p in positions]
-        views = [
-            normalise(to_float(g.apply(_read(annotations, images, p)), device))
-            for p, g in zip(positions, geometries, strict=True)
-        ]
-        width, height = geometries[0].size_wh
-        canvas = (-(-width // 32) * 32, -(-height // 32) * 32)
-        samples = [
-            _sample(annotations.sizes_wh[p], g, canvas) for p, g in zip(positions, geometries, strict=True)
-        ]
-        with torch.inference_mode():
-            results = model.predict(on_canvas(views, canvas), samples, rescale=True)
-        for position, result in zip(positions, results, strict=True):
-            yield _detections(position, result.pred_instances, annotations.sizes_wh[position])
+    positions = range(len(annotations.image_ids)) if order is None else order
+    batches = _runs_of_one_canvas(annotations.sizes_wh, positions, test_wh, batch)
+    return detect_batches(model, annotations, images, test_wh, device, batches, workers=workers)
 
 
-def _equal_sized(sizes_wh: np.ndarray, order: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """Runs of consecutive images of one size, at most `batch` long."""
-    run: list[int] = []
+def detect_batches(
+    model: nn.Module,
+    annotations: Annotations,
+    images: Path,
+    test_wh: tuple[int, int],
+    device: torch.device,
+    batches: Sequence[Sequence[int]],
+    *,
+    workers: int,
+    bf16: bool = False,
+) -> Iterator[Detections]:
+    """Detections of the images of each batch, batch after batch.
+
+    Args:
+        batches: positions of images that fill the same canvas (`batches_of_one_canvas`).
+        bf16: backbone and neck in bfloat16; heads, boxes and NMS stay float32.  A two-stage detector.
+        model, annotations, images, test_wh, device, workers: as for `detect`.
+
+    Raises:
+        MissingInput, InputError: as `detect`.
+    """
+    loader = _loader(_TestViews(annotations, images, test_wh), batches, workers)
+    unread: deque[Future[list[Detections]]] = deque()
+    problem: TwoDRCLError | None = None
+    with ThreadPoolExecutor(1) as reader:
+        for positions, views in zip(batches, loader, strict=True):
+            if isinstance(views, TwoDRCLError):
+                problem = views
+                break
+            sizes_wh = annotations.sizes_wh[positions]
+            results = _forward(model, views, sizes_wh, device, bf16)
+            unread.append(reader.submit(_read_results, positions, results, sizes_wh))
+            if len(unread) == UNREAD:
+                yield from unread.popleft().result()
+        for future in unread:
+            yield from future.result()
+    if problem is not None:  # after all that came before it
+        raise problem
+
+
+def batches_of_one_canvas(
+    sizes_wh: np.ndarray, positions: Iterable[int], test_wh: tuple[int, int], batch: int
+) -> list[list[int]]:
+    """Batches of at most `batch` images, as full as can be; each image's canvas is what it has alone.
+
+    Args:
+        sizes_wh: (I, 2) stored sizes.
+        positions: of the images to divide; canvases in the order of their first image.
+        test_wh: as for `detect`.
+        batch: largest number of images.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position in positions:
+        groups.setdefault(_canvas_wh(sizes_wh[position], test_wh), []).append(int(position))
+    return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
+
+
+def _runs_of_one_canvas(
+    sizes_wh: np.ndarray, order: Iterable[int], test_wh: tuple[int, int], batch: int
+) -> list[list[int]]:
+    """Runs of consecutive images that fill one canvas, at most `batch` long."""
+    runs: list[list[int]] = []
+    canvas = None
     for position in order:
-        if run and (len(run) == batch or (sizes_wh[position] != sizes_wh[run[-1]]).any()):
-            yield run
-            run = []
-        run.append(int(position))
-    if run:
-        yield run
+        before, canvas = canvas, _canvas_wh(sizes_wh[position], test_wh)
+        if canvas != before or len(runs[-1]) == batch:
+            runs.append([])
+        runs[-1].append(int(position))
+    return runs
 
 
-def _read(annotations: Annotations, images: Path, position: int) -> np.ndarray:
-    width, height = annotations.sizes_wh[position]
-    return read_image(images / annotations.file_names[position], (int(width), int(height)))
+class _TestViews(Dataset[Any]):
+    """Positions of a batch -> uint8 views (h, w, 3), or the user's error: DataLoader would bury it in a
+    worker's traceback."""
+
+    def __init__(self, annotations: Annotations, images: Path, test_wh: tuple[int, int]) -> None:
+        # no more of the annotations than is needed: it is copied to the workers
+        self.paths = [images / name for name in annotations.file_names]
+        self.sizes_wh, self.test_wh = annotations.sizes_wh, test_wh
+
+    def __getitem__(self, positions: Sequence[int]) -> list[np.ndarray] | TwoDRCLError:
+        try:
+            return [self._view(position) for position in positions]
+        except TwoDRCLError as problem:
+            return problem
+
+    def _view(self, position: int) -> np.ndarray:
+        width, height = (int(side) for side in self.sizes_wh[position])
+        geometry = _test_geometry(self.sizes_wh[position], self.test_wh)
+        return geometry.apply(read_image(self.paths[position], (width, height)))
+
+
+def _loader(views: _TestViews, batches: Sequence[Sequence[int]], workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        views,
+        batch_size=None,  # one index is a whole batch
+        sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        timeout=TIMEOUT_S if workers else 0,
+        worker_init_fn=leave_signals_to_the_trainer,
+        generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _forward(
+    model: Any, views: Sequence[np.ndarray], sizes_wh: np.ndarray, device: torch.device, bf16: bool
+) -> list[Any]:
+    """MMDetection's instances of each view, on the device, in stored pixels."""
+    shapes_wh = [(view.shape[1], view.shape[0]) for view in views]
+    canvas = _padded_wh(shapes_wh[0])
+    samples = [_sample(size, shape, canvas) for size, shape in zip(sizes_wh, shapes_wh, strict=True)]
+    with torch.inference_mode():
+        batch = on_canvas([normalise(to_float(view, device)) for view in views], canvas)
+        if not bf16:
+            return [sample.pred_instances for sample in model.predict(batch, samples, rescale=True)]
+        encoder = TwoStageModel(model).encoder
+        pyramid: tuple[Tensor, ...] = encoder.pyramid(encoder.trunk(batch, bf16=True), bf16=True)
+        proposals = model.rpn_head.predict(pyramid, samples, rescale=False)
+        return list(model.roi_head.predict(pyramid, proposals, samples, rescale=True))
+
+
+def _canvas_wh(size_wh: np.ndarray, test_wh: tuple[int, int]) -> tuple[int, int]:
+    return _padded_wh(_test_geometry(size_wh, test_wh).size_wh)
+
+
+def _padded_wh(size_wh: tuple[int, int]) -> tuple[int, int]:
+    width, height = size_wh
+    return -(-width // DIVISOR) * DIVISOR, -(-height // DIVISOR) * DIVISOR
 
 
 def _test_geometry(size_wh: np.ndarray, test_wh: tuple[int, int]) -> Geometry:
@@ -94,8 +218,8 @@ def _test_geometry(size_wh: np.ndarray, test_wh: tuple[int, int]) -> Geometry:
     return Geometry((0, 0, *wh), resized_wh(wh, short, limit_wh(wh, (short,), long)), flip=False)
 
 
-def _sample(size_wh: np.ndarray, geometry: Geometry, canvas: tuple[int, int]) -> DetDataSample:
-    width, height = geometry.size_wh
+def _sample(size_wh: np.ndarray, view_wh: tuple[int, int], canvas: tuple[int, int]) -> DetDataSample:
+    width, height = view_wh
     stored = (int(size_wh[1]), int(size_wh[0]))
     return DetDataSample(
         metainfo={
@@ -106,6 +230,11 @@ def _sample(size_wh: np.ndarray, geometry: Geometry, canvas: tuple[int, int]) ->
             "batch_input_shape": (canvas[1], canvas[0]),
         }
     )
+
+
+def _read_results(positions: Sequence[int], results: Sequence[Any], sizes_wh: np.ndarray) -> list[Detections]:
+    """Wait for the device and bring the results of one batch to the CPU."""
+    return [_detections(*one) for one in zip(positions, results, sizes_wh, strict=True)]
 
 
 def _detections(position: int, instances: Any, size_wh: np.ndarray) -> Detections:

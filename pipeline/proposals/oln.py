@@ -26,21 +26,40 @@ def oln_config(settings: ProposalsSettings) -> dict[str, Any]:
     caller, after initialisation.
     """
     return {
+        **trunk_config(settings),
+        "rpn_head": _rpn_head(settings),
+        "roi_head": _roi_head(settings),
+        "train_cfg": _train_config(settings),
+        "test_cfg": {"rpn": _rpn_output(settings), "rcnn": kept_config(settings)},
+    }
+
+
+def trunk_config(settings: ProposalsSettings) -> dict[str, Any]:
+    """Type, input, backbone and neck."""
+    return {
         "type": "FasterRCNN",
         "data_preprocessor": {**preprocessor_config(), "bgr_to_rgb": False},
         "backbone": backbone_config(settings.depth, settings.norm, 1, settings.stem_channels),
         "neck": neck_config(settings.depth, settings.fpn_channels, settings.stem_channels),
-        "rpn_head": _rpn_head(settings),
-        "roi_head": _roi_head(settings),
-        "train_cfg": _train_config(settings),
-        "test_cfg": {
-            "rpn": _rpn_output(settings),
-            "rcnn": {
-                "score_thr": 0.0,
-                "nms": {"type": "nms", "iou_threshold": settings.nms_iou},
-                "max_per_img": settings.keep,
-            },
-        },
+    }
+
+
+def anchors_config(settings: ProposalsSettings) -> dict[str, Any]:
+    """One square anchor per location."""
+    return {
+        "type": "AnchorGenerator",
+        "scales": [settings.anchor_scale],
+        "ratios": [1.0],
+        "strides": list(STRIDES),
+    }
+
+
+def kept_config(settings: ProposalsSettings) -> dict[str, Any]:
+    """What becomes of the refined boxes."""
+    return {
+        "score_thr": 0.0,
+        "nms": {"type": "nms", "iou_threshold": settings.nms_iou},
+        "max_per_img": settings.keep,
     }
 
 
@@ -48,26 +67,20 @@ def _rpn_head(settings: ProposalsSettings) -> dict[str, Any]:
     # Released: sum / (256 B) with weight 10, that is 1/25.6 per positive anchor.  A mean over the positives
     # with weight 1 is the same loss for images with 26 positive anchors, so the learning rate carries over.
     box_weight = 10.0 if settings.normalize_by == "samples" else 1.0
-    # Released: bias 0, where a fresh box is a point without overlap, hence without gradient.  0.5 to every
-    # side is the anchor itself.
     start = {"type": "Normal", "layer": "Conv2d", "std": 0.01}
-    from_anchor = {"override": {"type": "Normal", "name": "rpn_reg", "std": 0.01, "bias": 0.5}}
+    box = {"override": {"type": "Normal", "name": "rpn_reg", "std": 0.01, "bias": settings.reg_bias}}
     return {
         "type": "OLNRPNHead",
         "in_channels": settings.fpn_channels,
         "feat_channels": settings.fpn_channels,
-        "anchor_generator": {
-            "type": "AnchorGenerator",
-            "scales": [settings.anchor_scale],
-            "ratios": [1.0],
-            "strides": list(STRIDES),
-        },
+        "anchor_generator": anchors_config(settings),
         "bbox_coder": {"type": "TBLRBBoxCoder", "normalizer": 1.0},
         "reg_decoded_bbox": True,
         "loss_bbox": {"type": "IoULoss", "mode": "linear", "loss_weight": box_weight},
         "loss_objectness": {"type": "L1Loss", "loss_weight": 1.0},
         "normalize_by": settings.normalize_by,
-        "init_cfg": {**start, **from_anchor},
+        "border_objects": settings.border_objects,
+        "init_cfg": {**start, **box},
     }
 
 
@@ -82,11 +95,7 @@ def _roi_head(settings: ProposalsSettings) -> dict[str, Any]:
             "in_channels": settings.fpn_channels,
             "fc_out_channels": settings.fc_channels,
             "roi_feat_size": 7,
-            "bbox_coder": {
-                "type": "DeltaXYWHBBoxCoder",
-                "target_means": [0.0, 0.0, 0.0, 0.0],
-                "target_stds": [0.1, 0.1, 0.2, 0.2],
-            },
+            "bbox_coder": deltas_config([0.1, 0.1, 0.2, 0.2]),
             "loss_bbox": {"type": "L1Loss", "loss_weight": weight},
             "loss_overlap": {"type": "L1Loss", "loss_weight": weight},
             "normalize_by": settings.normalize_by,
@@ -97,19 +106,19 @@ def _roi_head(settings: ProposalsSettings) -> dict[str, Any]:
 def _train_config(settings: ProposalsSettings) -> dict[str, Any]:
     return {
         "rpn": {
-            "assigner": _assigner(0.7, 0.3, 0.3, low_quality=True),
-            "sampler": _sampler(NUM_ANCHORS, 0.5, add_gt=False),
-            "objectness_assigner": _assigner(0.3, 0.1, 0.3, low_quality=True),
-            "objectness_sampler": _sampler(NUM_ANCHORS, 1.0, add_gt=False, negatives=settings.neg_fill),
+            "assigner": assigner_config(0.7, 0.3, 0.3, low_quality=True),
+            "sampler": sampler_config(NUM_ANCHORS, 0.5, add_gt=False),
+            "objectness_assigner": assigner_config(0.3, 0.1, 0.3, low_quality=True),
+            "objectness_sampler": sampler_config(NUM_ANCHORS, 1.0, add_gt=False, negatives=settings.neg_fill),
             "allowed_border": settings.allowed_border,
             "pos_weight": -1,
             "debug": False,
         },
         "rpn_proposal": _rpn_output(settings),
         "rcnn": {
-            "assigner": _assigner(0.5, 0.5, 0.5, low_quality=False),
+            "assigner": assigner_config(0.5, 0.5, 0.5, low_quality=False),
             # negatives carry no loss: they only count when the losses are divided by all samples
-            "sampler": _sampler(
+            "sampler": sampler_config(
                 NUM_ROIS, ROI_POSITIVE, add_gt=True, negatives=settings.normalize_by == "samples"
             ),
             "pos_weight": -1,
@@ -124,7 +133,13 @@ def _rpn_output(settings: ProposalsSettings) -> dict[str, Any]:
     return {"nms_pre": 2000, "max_per_img": settings.rpn_max, "nms": nms, "min_bbox_size": 0}
 
 
-def _assigner(positive: float, negative: float, minimum: float, low_quality: bool) -> dict[str, Any]:
+def deltas_config(stds: list[float]) -> dict[str, Any]:
+    """The box code of Faster R-CNN, scaled to unit variance."""
+    return {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": stds}
+
+
+def assigner_config(positive: float, negative: float, minimum: float, low_quality: bool) -> dict[str, Any]:
+    """MaxIoUAssigner with these IoU thresholds; `low_quality` gives every object its best anchors."""
     return {
         "type": "MaxIoUAssigner",
         "pos_iou_thr": positive,
@@ -135,7 +150,7 @@ def _assigner(positive: float, negative: float, minimum: float, low_quality: boo
     }
 
 
-def _sampler(num: int, positive: float, add_gt: bool, negatives: bool = True) -> dict[str, Any]:
+def sampler_config(num: int, positive: float, add_gt: bool, negatives: bool = True) -> dict[str, Any]:
     """`negatives` fill up to `num`; without them, the upper bound of negatives per positive is 0."""
     return {
         "type": "KeyedRandomSampler",

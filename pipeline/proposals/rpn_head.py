@@ -6,6 +6,7 @@ trained towards the centerness of the anchor with an assigner and a sampler of i
 
 The official head keeps a classification output with loss weight 0.  It is left out here: a parameter that
 never gets a gradient stops distributed training.  Objectness takes its place in mmdet's interfaces.
+Boxes without an area do not go on to the RoI head (released: they do, min_bbox_size is 0 there).
 
 Shapes: B images, L levels of (H, W) locations with one anchor each, A anchors over all levels.
 """
@@ -32,20 +33,61 @@ from pipeline.proposals.quality import centerness
 
 
 @MODELS.register_module()
-class OLNRPNHead(RPNHead):
+class OneAnchorRPNHead(RPNHead):
+    """RPN with one anchor per location, on levels of any size; also of the class-agnostic Faster R-CNN."""
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+        assert self.num_base_priors == 1, "one anchor per location"
+
+    def _predict_by_feat_single(
+        self,
+        cls_score_list: list[Tensor],
+        bbox_pred_list: list[Tensor],
+        score_factor_list: list[None],
+        mlvl_priors: list[Tensor],
+        img_meta: dict[str, Any],
+        cfg: Any,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> InstanceData:
+        """Boxes and scores of one image: the best `nms_pre` of each level, then mmdet's post-processing.
+
+        mmdet's own version fails on levels of 1x1, whose single score it squeezes to a scalar.
+        """
+        cfg = self.test_cfg if cfg is None else cfg
+        levels: list[tuple[Tensor, ...]] = []
+        for i, (logit, code, anchors) in enumerate(
+            zip(cls_score_list, bbox_pred_list, mlvl_priors, strict=True)
+        ):
+            score = logit.flatten().sigmoid()  # (1, H, W) -> (HW,)
+            score, best = score.sort(descending=True, stable=True)
+            best = best[: cfg.nms_pre]
+            code = code.flatten(1).T[best]  # (4, H, W) -> (HW, 4) -> (nms_pre, 4)
+            levels.append((score[: cfg.nms_pre], code, anchors[best], torch.full_like(best, i)))
+        scores, codes, priors, level_ids = (torch.cat(part) for part in zip(*levels, strict=True))
+        boxes = self.bbox_coder.decode(priors, codes, max_shape=img_meta["img_shape"])
+        found = InstanceData(bboxes=boxes, scores=scores, level_ids=level_ids)
+        return self._bbox_post_process(found, cfg, rescale=rescale, with_nms=with_nms, img_meta=img_meta)
+
+
+@MODELS.register_module()
+class OLNRPNHead(OneAnchorRPNHead):
     """RPN whose objectness is a regressed centerness.
 
     Args:
         loss_objectness: config of the loss between sigmoid(objectness) and centerness.
         normalize_by: what the losses are divided by, see `loss_by_feat`.
+        border_objects: whether objects that touch the left or top border have a box loss.
         others: as RPNHead; train_cfg also has `objectness_assigner` and `objectness_sampler`.
     """
 
-    def __init__(self, *, loss_objectness: dict[str, Any], normalize_by: str, **others: Any) -> None:
+    def __init__(
+        self, *, loss_objectness: dict[str, Any], normalize_by: str, border_objects: bool, **others: Any
+    ) -> None:
         super().__init__(**others)
-        assert self.num_base_priors == 1, "OLN has one anchor per location"
         assert normalize_by in ("samples", "positives")
-        self.normalize_by = normalize_by
+        self.normalize_by, self.border_objects = normalize_by, border_objects
         self.loss_objectness = MODELS.build(loss_objectness)
         if self.train_cfg:
             self.objectness_assigner = TASK_UTILS.build(self.train_cfg["objectness_assigner"])
@@ -87,8 +129,8 @@ class OLNRPNHead(RPNHead):
         )
         # L x (B, HW, ...) -> (B, A, ...)
         box_target, box_weight, quality, quality_weight = (torch.cat(targets[i], dim=1) for i in (2, 3, 5, 6))
-        # The official code drops objects that touch the left or top border: its sanity check wants every
-        # coordinate > 0, but looks at absolute boxes, not at distances.  They count here.
+        if not self.border_objects:  # the released sanity check of distances, which looks at coordinates
+            box_weight = box_weight * (box_target > 0).all(dim=2, keepdim=True)  # (B, A, 4)
         codes = _flatten(bbox_preds)  # (B, A, 4)
         boxes = self.bbox_coder.decode(torch.cat(anchors[0]).expand_as(codes), codes)
         predicted = _flatten(objectness).squeeze(2).sigmoid()  # (B, A, 1) -> (B, A)
@@ -138,36 +180,6 @@ class OLNRPNHead(RPNHead):
         weight[sampled.pos_inds] = 1
         weight[sampled.neg_inds] = 1
         return target, weight
-
-    def _predict_by_feat_single(
-        self,
-        cls_score_list: list[Tensor],
-        bbox_pred_list: list[Tensor],
-        score_factor_list: list[None],
-        mlvl_priors: list[Tensor],
-        img_meta: dict[str, Any],
-        cfg: Any,
-        rescale: bool = False,
-        with_nms: bool = True,
-    ) -> InstanceData:
-        """Boxes and scores of one image: the best `nms_pre` of each level, then mmdet's post-processing.
-
-        mmdet's own version fails on levels of 1x1, whose single score it squeezes to a scalar.
-        """
-        cfg = self.test_cfg if cfg is None else cfg
-        levels: list[tuple[Tensor, ...]] = []
-        for i, (logit, code, anchors) in enumerate(
-            zip(cls_score_list, bbox_pred_list, mlvl_priors, strict=True)
-        ):
-            score = logit.flatten().sigmoid()  # (1, H, W) -> (HW,)
-            score, best = score.sort(descending=True, stable=True)
-            best = best[: cfg.nms_pre]
-            code = code.flatten(1).T[best]  # (4, H, W) -> (HW, 4) -> (nms_pre, 4)
-            levels.append((score[: cfg.nms_pre], code, anchors[best], torch.full_like(best, i)))
-        scores, codes, priors, level_ids = (torch.cat(part) for part in zip(*levels, strict=True))
-        boxes = self.bbox_coder.decode(priors, codes, max_shape=img_meta["img_shape"])
-        found = InstanceData(bboxes=boxes, scores=scores, level_ids=level_ids)
-        return self._bbox_post_process(found, cfg, rescale=rescale, with_nms=with_nms, img_meta=img_meta)
 
 
 def _flatten(levels: Sequence[Tensor]) -> Tensor:

@@ -47,9 +47,7 @@ class ProposalStore:
         return type(self), (self._cached, self.metadata, self.digest)
 
     @classmethod
-    def open(
-        cls, folder: Path, annotations_digest: str | None, cache: Path | None = None
-    ) -> "ProposalStore":
+    def open(cls, folder: Path, annotations_digest: str | None, cache: Path | None = None) -> "ProposalStore":
         """Open what `write_proposals` (or another program that keeps the contract) wrote into `folder`.
 
         Args:
@@ -100,9 +98,19 @@ class ProposalStore:
         rows = slice(self._offsets[position], self._offsets[position + 1])
         return self._boxes[rows].copy(), self._scores[rows].copy()
 
+    @property
+    def counts(self) -> np.ndarray:
+        """(I,) int64 proposals of each image."""
+        return np.diff(self._offsets)
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes (n, 4) and scores (n,) of all images, `size` rows at a time; views, not copies."""
+        for begin in range(0, len(self._boxes), size):
+            yield self._boxes[begin : begin + size], self._scores[begin : begin + size]
+
     def remarks(self, wanted: int) -> list[str]:
         """How many images have no proposal, or fewer than `wanted`: one sentence each, for the log."""
-        counts = np.diff(self._offsets)
+        counts = self.counts
         none, few = int((counts == 0).sum()), int(((counts > 0) & (counts < wanted)).sum())
         counted = [(none, "no proposal"), (few, f"fewer than {wanted} proposals")]
         return [f"{count} of {len(self)} images have {text}" for count, text in counted if count]
