@@ -95,9 +95,11 @@ def root(
 def _order(stage: str, out: Path | None, params: Path | None, seed: int | None, **options: Any) -> Any:
     """The options that every stage has, as `stages.common.Order`."""
     from stages.common import Order, default_out, refuse_under_dvc
+    from stages.console import listen
     from stages.machine import Machine
     from stages.params import ARTIFACTS, load
 
+    listen()
     refuse_under_dvc(seed=seed)
     loaded = load(params, {} if seed is None else {"seed": seed})
     place = out or (ARTIFACTS / "sample" if stage == "sample" else default_out(stage))

@@ -1,6 +1,7 @@
 """stdout is data, stderr is talk: the two consoles, progress bars, and how long things took."""
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -37,6 +38,20 @@ def warn(text: str) -> None:
     """One line that should be read, from the first process."""
     if is_first():
         ERR.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+
+
+class _Talk(logging.Handler):
+    """The library logs, the commands talk."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (warn if record.levelno >= logging.WARNING else say)(record.getMessage())
+
+
+def listen() -> None:
+    """Say from now on what the library logs."""
+    library = logging.getLogger("pipeline")
+    library.setLevel(logging.INFO)
+    library.handlers[:] = [_Talk()]
 
 
 def data(content: Any, as_json: bool, lines: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
 from pipeline.finetune.training import FinetuneJob, FinetunePlan, build_detector, publish
 from pipeline.settings import to_plain
 from stages.common import Order, answer, check_splits
-from stages.console import warn
+from stages.console import say, warn
 from stages.pretrain import training_inputs
 from stages.training import keep_history, report_start, train_and_publish
 
@@ -77,6 +77,8 @@ def run(order: Order, name: str, entry: FinetuneRun, inputs: Inputs) -> None:
     report_start(f"finetune {name}", build_detector(plan)[1], job.detector.norm)
     for warning in plan.warnings():
         warn(warning)
+    for remark in plan.annotations.mask_remarks() if job.detector.type == "mask-rcnn" else ():
+        say(remark)
     before = _drawn_by(job.init)
     manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + before}
 

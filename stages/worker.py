@@ -12,12 +12,14 @@ from pipeline.engine.distributed import leave
 from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
+from stages.console import listen
 from stages.launch import die_with_parent
 
 
 def main(order_path: Path) -> int:
     """Run the job; leave an account of any error beside it, because torchrun only passes a number on."""
     die_with_parent()
+    listen()
     order = json.loads(order_path.read_text())
     job = build(jobs.JOBS[order["kind"]].job_class(), order["job"], "job")
     try:

@@ -157,6 +157,16 @@ def test_areas_are_kept_and_unlikely_ones_counted(tmp_path: Path) -> None:
         assert "area is not a number in annotations 8" in refused(tmp_path, small(record(8, area=bad)))
 
 
+def test_masks_that_do_not_fit_their_box_are_counted(tmp_path: Path) -> None:
+    fits = [[10, 10, 30, 12], [11, 9, 31, 30, 10, 30]]  # two parts together, off by a pixel
+    smaller, beyond = [[12.5, 10, 30, 10, 30, 30]], [[10, 10, 33, 10, 30, 30]]
+    records = [record(i, segmentation=m) for i, m in enumerate([fits, smaller, beyond, TRIANGLE, None])]
+    found = read(tmp_path, small(*records, record(9, iscrowd=1, segmentation=beyond)))
+    assert found.mask_remarks() == ["split.json: 2 of 4 masks looked at do not fit their bbox: 1, 2"]
+    assert read(tmp_path, small(record(1))).mask_remarks() == []
+    assert read(tmp_path, small(record(1, segmentation=None))).mask_remarks() == []
+
+
 def test_category_with_crowds_alone_has_no_instance(tmp_path: Path) -> None:
     found = read(tmp_path, small(record(1, iscrowd=1), images=[image(1)]))
     assert found.remarks()[-1] == "split.json: 1 categories have no instance"

@@ -6,6 +6,7 @@ image, in the file's order.
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.data.json_records import Chunk, stream
 from pipeline.data.twin_keys import TwinKeys
 from pipeline.errors import InputError, first_ten
 
+LOG = logging.getLogger(__name__)
 FEWEST_TO_JUDGE = 10  # boxes
 
 
@@ -36,7 +38,14 @@ def parsed(path: Path, digest: str) -> dict[str, Any]:
     if path.stat().st_size < user_cache.LARGE:
         return parse(path)
     name = f"annotations-{digest[:32]}-{_own_digest()}"
-    columns: dict[str, Any] = user_cache.kept_arrays(name, lambda: _as_arrays(parse(path)))
+
+    def read() -> dict[str, np.ndarray]:
+        LOG.info(
+            "reading %s, %.0f MB; the next time its columns are at hand", path, path.stat().st_size / 1e6
+        )
+        return _as_arrays(parse(path))
+
+    columns: dict[str, Any] = user_cache.kept_arrays(name, read)
     texts = msgspec.json.decode(columns.pop("texts").tobytes())
     return columns | texts
 

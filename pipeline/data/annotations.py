@@ -16,6 +16,8 @@ from pipeline.data.annotation_columns import parsed
 from pipeline.data.segmentations import Segmentations
 from pipeline.errors import InputError, MissingInput, first_ten
 
+MASKS_LOOKED_AT = 2000
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -83,6 +85,21 @@ class Annotations:
         wh = self.clipped_boxes[:, 2:] - self.clipped_boxes[:, :2]
         return (wh > 0).all(axis=1) & ~self.is_crowd
 
+    def mask_remarks(self) -> list[str]:
+        """How many of `MASKS_LOOKED_AT` polygon masks do not fit their box, to two pixels."""
+        rows = np.flatnonzero(self.trainable)
+        rows = rows[np.linspace(0, len(rows) - 1, min(MASKS_LOOKED_AT, len(rows))).astype(int)]
+        found = [
+            (row, points)
+            for row in rows.tolist()
+            if (points := np.concatenate([[], *self.polygons(row)])).size
+        ]
+        off = [row for row, points in found if (abs(_extent(points) - self.boxes[row]) > 2).any()]
+        if not off:
+            return []
+        ids = first_ten(self.annotation_ids[off].tolist())
+        return [f"{self.path.name}: {len(off)} of {len(found)} masks looked at do not fit their bbox: {ids}"]
+
     def of_image(self, index: int) -> slice:
         """The annotations of the image at position `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
@@ -112,6 +129,12 @@ class Annotations:
             (unused, "categories have no instance"),
         ]
         return [f"{self.path.name}: {count} {text}" for count, text in counted if count]
+
+
+def _extent(points: np.ndarray) -> np.ndarray:
+    """(4,) xyxy around x, y, x, y, ..."""
+    corners = points.reshape(-1, 2)  # (2n) -> (n, 2)
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
 
 
 def read_annotations(path: Path) -> Annotations:
