@@ -1,4 +1,5 @@
-"""Class-agnostic boxes per image from OLN (Kim et al. 2022), and the Parquet files that hand them on.
+"""Class-agnostic boxes per image from OLN (Kim et al. 2022) or another source, and the Parquet files that hand
+them on.
 
-`settings` and `store` import no detector; `rpn_head`, `roi_head` and `oln` do.
+`oln`, `class_agnostic`, the heads, `training` and `detected` import a detector; nothing else here does.
 """
