@@ -46,7 +46,7 @@ def test_entries_are_whole(method):
     assert method.summary and method.score and method.reference
     assert method.sampler in ("random", "rfs", "irfs")
     assert method.warmup_iterations > 0 and 0 < method.warmup_start_factor < 1
-    assert method.published
+    assert method.published or method.name == "eql"  # the paper has no row of EQL v1
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -64,8 +64,14 @@ def test_recipes():
         "bce": ("random", None, 500, 0.001, 0.001),
         "rfs": ("rfs", None, 500, 0.001, None),
         "irfs": ("irfs", None, 500, 0.001, None),
+        "eql": ("random", None, 500, 0.001, 0.001),
+        "eqlv2": ("random", None, 500, 0.001, 0.001),
+        "droploss": ("random", None, 500, 0.001, 0.001),
         "seesaw": ("rfs", None, 500, 0.001, None),
         "ecm": ("rfs", 5.0, 10_000, 0.0001, None),
+        "bags": ("random", 35.0, 500, 1 / 3, None),
+        "acsl": ("random", 35.0, 500, 1 / 3, 0.01),
+        "pcb": ("random", None, 500, 0.001, None),
     }
     normed = {name for name, method in METHODS.items() if method.cls_predictor}
     assert normed == {"seesaw", "ecm"}
@@ -108,6 +114,7 @@ def test_published_numbers():
     assert values("ecm", "A.1", "mask-rcnn_r50", ours=True) == [27.3, 19.2, 25.9, 32.5]
     assert values("ecm", "3a", "faster-rcnn_r50", ours=True) == [27.3, 18.6, 25.8, 32.6]
     assert values("ce", "3b", "mask-rcnn_r50") == [18.7, 0.4, 16.5, 29.3, 19.7]
+    assert values("eqlv2", "A.1", "mask-rcnn_r101", ours=True) == [26.9, 18.9, 25.1, 32.5]
     for method in METHODS.values():
         for row in method.published:
             kind = "segm" if row.table == "3b" else "bbox"

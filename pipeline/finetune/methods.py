@@ -36,6 +36,23 @@ def _bce(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
     return {"num_classes": num_classes, "loss_weight": 1.0}
 
 
+def _eql(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {**_image_frequencies(num_classes, counts), "lambda_": 0.0011, "loss_weight": 1.0}
+
+
+def _eqlv2(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {"num_classes": num_classes, "gamma": 12.0, "mu": 0.8, "alpha": 4.0, "loss_weight": 1.0}
+
+
+def _droploss(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {**_image_frequencies(num_classes, counts), "lambda_": 0.00177, "loss_weight": 1.0}
+
+
+def _image_frequencies(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    image_counts = [int(n) for n in counts.image_counts]
+    return {"num_classes": num_classes, "image_counts": image_counts, "num_images": int(counts.num_images)}
+
+
 def _seesaw(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
     return {"num_classes": num_classes, "p": 0.8, "q": 2.0, "eps": 0.01, "loss_weight": 1.0}
 
@@ -46,6 +63,38 @@ def _ecm(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
         "num_classes": num_classes,
         "instance_counts": instance_counts,
         "fg_bg_ratio": 6.3313,
+        "loss_weight": 1.0,
+    }
+
+
+def _bags(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "instance_counts": [int(n) for n in counts.instance_counts],
+        "beta": 8,
+        "bin_split": [10, 100, 1000],
+        "loss_weight": 1.0,
+    }
+
+
+def _acsl(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    image_counts = [int(n) for n in counts.image_counts]
+    return {
+        "num_classes": num_classes,
+        "image_counts": image_counts,
+        "score_thr": 0.7,
+        "loss_weight": 1.0,
+    }
+
+
+def _pcb(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "instance_counts": [int(n) for n in counts.instance_counts],
+        "momentum": 0.99,
+        "start_epoch": 17,
+        "alpha": 0.4,
+        "n_iter": 3,
         "loss_weight": 1.0,
     }
 
@@ -92,6 +141,45 @@ _ENTRIES = (
         reference="Yaman et al., Instance-Aware Repeat Factor Sampling, arXiv 2305.08069; no official code",
     ),
     Method(
+        name="eql",
+        summary="a binary loss per class; objects of other classes do not push infrequent ones down",
+        loss="pipeline.finetune.eql.EQLLoss",
+        loss_arguments=_eql,
+        score="sigmoid(class)",
+        sampler="random",
+        reference=(
+            "Tan et al., Equalization Loss, CVPR 2020; "
+            "tztztztztz/eqlv2 mmdet/models/losses/eql.py, configs/end2end/eql_r50_8x2_1x.py"
+        ),
+        fc_cls_bias_prior=0.001,
+    ),
+    Method(
+        name="eqlv2",
+        summary="a binary loss per class, weighted to balance the gradients that each class has received",
+        loss="pipeline.finetune.eqlv2.EQLv2Loss",
+        loss_arguments=_eqlv2,
+        score="sigmoid(class) (1 - sigmoid(background))",
+        sampler="random",
+        reference=(
+            "Tan et al., Equalization Loss v2, CVPR 2021; "
+            "tztztztztz/eqlv2 mmdet/models/losses/eqlv2.py, configs/end2end/eqlv2_r50_8x2_1x.py"
+        ),
+        fc_cls_bias_prior=0.001,
+    ),
+    Method(
+        name="droploss",
+        summary="EQL, where background spares infrequent classes as often as the batch has none of them",
+        loss="pipeline.finetune.droploss.DropLoss",
+        loss_arguments=_droploss,
+        score="sigmoid(class)",
+        sampler="random",
+        reference=(
+            "Hsieh et al., DropLoss, AAAI 2021; timy90022/DropLoss "
+            "projects/DropLoss/droploss/fast_rcnn.py, configs/droploss_mask_rcnn_R_50_FPN_1x.yaml"
+        ),
+        fc_cls_bias_prior=0.001,
+    ),
+    Method(
         name="seesaw",
         summary="softmax that spares rare classes by the counts seen so far; background apart",
         loss="pipeline.finetune.seesaw.SeesawLoss",
@@ -120,6 +208,47 @@ _ENTRIES = (
         grad_clip=5.0,
         warmup_iterations=10_000,
         warmup_start_factor=0.0001,
+    ),
+    Method(
+        name="bags",
+        summary="second stage: a softmax per group of classes with about as many instances",
+        loss="pipeline.finetune.bags.GroupSoftmaxLoss",
+        loss_arguments=_bags,
+        score="softmax in the class's group x softmax(object, background)",
+        sampler="random",
+        reference=(
+            "Li et al., Balanced Group Softmax, CVPR 2020; "
+            "FishYuLi/BalancedGroupSoftmax configs/bags/gs_faster_rcnn_r50_fpn_1x_lvis_with0_bg8.py"
+        ),
+        grad_clip=35.0,
+        warmup_start_factor=1 / 3,
+    ),
+    Method(
+        name="acsl",
+        summary="second stage: a binary loss per class that suppresses only what is mistaken for the object",
+        loss="pipeline.finetune.acsl.ACSLLoss",
+        loss_arguments=_acsl,
+        score="sigmoid(class), the background's left out",
+        sampler="random",
+        reference=(
+            "Wang et al., Adaptive Class Suppression Loss, CVPR 2021; "
+            "CASIA-IVA-Lab/ACSL configs/acsl/faster_rcnn_r50_fpn_1x_lvis_tunefc_acsl.py"
+        ),
+        fc_cls_bias_prior=0.01,
+        grad_clip=35.0,
+        warmup_start_factor=1 / 3,
+    ),
+    Method(
+        name="pcb",
+        summary="softmax cross-entropy, late in training pulled towards the classes taken for the label",
+        loss="pipeline.finetune.pcb.PCBLoss",
+        loss_arguments=_pcb,
+        score="softmax over C + 1 columns",
+        sampler="random",
+        reference=(
+            "He et al., Pairwise Class Balance, CVPR 2022; "
+            "megvii-research/PCB configs/pcb/mask_rcnn_r50_fpn_mstrain_pcb_2x_lvis_v1_fp16.py"
+        ),
     ),
 )
 
