@@ -72,10 +72,14 @@ def test_recipes():
         "bags": ("random", 35.0, 500, 1 / 3, None),
         "acsl": ("random", 35.0, 500, 1 / 3, 0.01),
         "pcb": ("random", None, 500, 0.001, None),
+        "loce": ("random", None, 500, 0.001, None),
+        "bacl": ("random", None, 500, 0.001, 0.001),
+        "rog": ("rfs", 5.0, 500, 0.0001, None),
     }
     normed = {name for name, method in METHODS.items() if method.cls_predictor}
     assert normed == {"seesaw", "ecm"}
-    assert [name for name, method in METHODS.items() if "predictor_cfg" in method.mask_head(3)] == ["ecm"]
+    normed = {name for name, method in METHODS.items() if "predictor_cfg" in method.mask_head(3)}
+    assert normed == {"ecm", "loce", "bacl"}
 
 
 def test_sampling_methods_differ_from_ce_in_the_sampler_only():

@@ -99,6 +99,31 @@ def _pcb(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
     }
 
 
+def _loce(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {"num_classes": num_classes, "momentum": 0.9, "loss_weight": 1.0}
+
+
+def _bacl(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "alpha": 0.85,
+        "prob_thr": 0.7,
+        "reweight": True,
+        "loss_weight": 1.0,
+    }
+
+
+def _rog(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {
+        "num_classes": num_classes,
+        "gamma": 1.0,
+        "lam": 0.1,
+        "delta_RS": 0.5,
+        "base": "bce",
+        "loss_weight": 1.0,
+    }
+
+
 _ENTRIES = (
     Method(
         name="ce",
@@ -249,6 +274,47 @@ _ENTRIES = (
             "He et al., Pairwise Class Balance, CVPR 2022; "
             "megvii-research/PCB configs/pcb/mask_rcnn_r50_fpn_mstrain_pcb_2x_lvis_v1_fp16.py"
         ),
+    ),
+    Method(
+        name="loce",
+        summary="second stage: softmax with margins from the mean scores, fed by a memory of features",
+        loss="pipeline.finetune.loce.EquilibriumLoss",
+        loss_arguments=_loce,
+        score="softmax over C + 1 columns, without the margin",
+        sampler="random",
+        reference=(
+            "Feng et al., Exploring Classification Equilibrium, ICCV 2021; "
+            "fcjian/LOCE configs/loce/loce_mask_rcnn_r50_fpn_normed_mask_mstrain_2x_lvis_v1.py"
+        ),
+        mask_predictor=NORMED_CONV,
+    ),
+    Method(
+        name="bacl",
+        summary="second stage: a binary loss with margins from a confusion matrix, fed by drawn features",
+        loss="pipeline.finetune.bacl.FCBLLoss",
+        loss_arguments=_bacl,
+        score="sigmoid(class) (1 - sigmoid(background)), without the margin",
+        sampler="random",
+        reference=(
+            "Qi et al., Balanced Classification, TMM 2024; "
+            "Tianhao-Qi/BACL configs/bacl/bacl_classifier_mask_rcnn_r50_fpn_mstrain_1x_lvis_v1.py"
+        ),
+        mask_predictor=NORMED_CONV,
+        fc_cls_bias_prior=0.001,
+    ),
+    Method(
+        name="rog",
+        summary="a binary loss per class, and one that ranks the logits of all RoIs and classes together",
+        loss="pipeline.finetune.rog.GAPLoss",
+        loss_arguments=_rog,
+        score="sigmoid(class) (1 - sigmoid(background))",
+        sampler="rfs",
+        reference=(
+            "Zhang et al., Reconciling Object-Level and Global-Level Objectives, ICCV 2023; "
+            "EricZsy/ROG configs/rog/rog_r50_sample1e-3_1x.py"
+        ),
+        grad_clip=5.0,
+        warmup_start_factor=0.0001,
     ),
 )
 

@@ -1,0 +1,244 @@
+"""DropLoss against the official numbers with the recorded draws, and a loop.  C = 6 classes."""
+
+import csv
+import datetime
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipeline.errors import MismatchedInput, UsageError
+from pipeline.finetune.droploss import DropLoss, count_objects, droploss_negative_weights, dropped_pairs
+from pipeline.finetune.eql import EQLLoss, weighted_binary_losses
+
+VECTORS = json.loads((Path(__file__).parent / "reference/vectors/droploss.json").read_text())
+CONFIG = VECTORS["config"]
+STEPS = range(len(VECTORS["steps"]))
+CLASSES = 6
+INFREQUENT = torch.tensor([f < CONFIG["lambda_"] for f in CONFIG["freq"]])
+LABELS = torch.tensor([0, 4, 4, 5, 6, 6, 6, 1])
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def random_logits(rows=len(LABELS), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
+
+
+def new_loss(**settings):
+    return DropLoss(CLASSES, **{**CONFIG, **settings})
+
+
+@pytest.mark.parametrize("index", STEPS)
+def test_vectors_with_the_recorded_weights(index):
+    step = VECTORS["steps"][index]
+    logits = tensor(step["logits"]).requires_grad_()
+    losses = weighted_binary_losses(logits, torch.tensor(step["labels"]), tensor(step["drop_weight"]))
+    losses.mean().backward()
+    torch.testing.assert_close(losses.mean().detach(), tensor(step["loss"]), rtol=1e-7, atol=0)
+    torch.testing.assert_close(logits.grad, tensor(step["grad"]), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("index", STEPS)
+def test_vectors_with_the_recorded_draw(index):
+    step = VECTORS["steps"][index]
+    labels = torch.tensor(step["labels"])
+    num_infrequent, num_objects = count_objects(labels, INFREQUENT)
+    ratio = num_infrequent / num_objects
+    assert ratio.item() == pytest.approx(step["ratio"], rel=1e-7)
+    uniform = torch.rand(10, CLASSES, generator=torch.Generator().manual_seed(step["torch_seed"]))
+    weights = droploss_negative_weights(labels, INFREQUENT, dropped_pairs(uniform, ratio), torch.float64)
+    expected = tensor(step["drop_weight"])
+    is_label = labels[:, None] == torch.arange(CLASSES)
+    assert torch.equal(weights[~is_label], expected[~is_label])
+    assert (expected[is_label] == 1).all()
+    assert (expected[labels == 6][:, INFREQUENT] == 0).any()  # or the draw would not be tested
+    assert (expected[labels == 6][:, INFREQUENT] == 1).any()
+
+
+def slow_weights(labels, uniform):
+    objects = [label for label in labels.tolist() if label < CLASSES]
+    rho = sum(bool(INFREQUENT[label]) for label in objects) / len(objects) if objects else math.nan
+    weights = []
+    for i, label in enumerate(labels.tolist()):
+        row = []
+        for column in range(CLASSES):
+            if not INFREQUENT[column]:
+                row.append(1.0)
+            elif label < CLASSES:
+                row.append(0.0)
+            else:
+                row.append(0.0 if uniform[i, column].item() > rho else 1.0)
+        weights.append(row)
+    return tensor(weights)
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.full((8,), 6), torch.tensor([1, 4, 6, 6, 6, 6, 6, 6])])
+def test_weights_equal_a_loop(labels):
+    uniform = torch.rand(8, CLASSES, generator=torch.Generator().manual_seed(3))
+    num_infrequent, num_objects = count_objects(labels, INFREQUENT)
+    is_dropped = dropped_pairs(uniform, num_infrequent / num_objects)
+    found = droploss_negative_weights(labels, INFREQUENT, is_dropped, torch.float64)
+    assert torch.equal(found, slow_weights(labels, uniform))
+
+
+def test_pairs_are_kept_with_probability_rho():
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(200, 200, generator=generator)
+    for rho in (0.0, 0.3, 1.0):
+        kept = 1 - dropped_pairs(uniform, torch.tensor(rho)).float().mean().item()
+        assert kept == pytest.approx(rho, abs=0.01)
+    assert not dropped_pairs(uniform, torch.tensor(math.nan)).any()
+
+
+def test_objects_are_treated_as_by_eql():
+    logits, objects = random_logits(), LABELS < CLASSES
+    rows = new_loss()(logits, LABELS, reduction_override="none")
+    eql = EQLLoss(CLASSES, **CONFIG)(logits, LABELS, reduction_override="none")
+    assert torch.equal(rows[objects], eql[objects])
+    assert (rows[~objects] <= eql[~objects]).all() and (rows[~objects] < eql[~objects]).any()
+
+
+def test_background_batch_drops_nothing():
+    logits, labels = random_logits(), torch.full((8,), CLASSES)
+    assert new_loss()(logits, labels) == EQLLoss(CLASSES, **CONFIG)(logits, labels)
+
+
+def test_batch_without_infrequent_objects_drops_every_pair():
+    logits = random_logits().requires_grad_()
+    new_loss()(logits, torch.tensor([1, 4, 6, 6, 6, 6, 6, 6])).backward()
+    assert (logits.grad[2:, INFREQUENT] == 0).all() and (logits.grad[2:, ~INFREQUENT] > 0).all()
+
+
+def test_gradcheck():
+    logits = random_logits().requires_grad_()
+    loss = new_loss().eval()  # the same draw at every call
+    assert torch.autograd.gradcheck(lambda z: loss(z, LABELS), logits)
+
+
+def test_every_training_step_draws_anew():
+    loss = new_loss()
+    labels = torch.cat([LABELS, torch.full((50,), CLASSES)])
+    first, second = (loss.negative_weights(labels, torch.float32) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert loss.draw_step == 2
+    other = new_loss(seed=1).negative_weights(labels, torch.float32)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, new_loss().negative_weights(labels, torch.float32))
+
+
+def test_validation_does_not_disturb_training():
+    plain, interrupted = new_loss(), new_loss()
+    for loss in (plain, interrupted):
+        loss(random_logits(), LABELS)
+    interrupted.eval()
+    interrupted(random_logits(), LABELS)
+    interrupted.train()
+    assert plain(random_logits(seed=1), LABELS) == interrupted(random_logits(seed=1), LABELS)
+
+
+def test_draws_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    new_loss()(random_logits(), LABELS)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)  # and are not moved by it
+    first = new_loss()(random_logits(), LABELS)
+    torch.set_rng_state(before)
+    assert first == new_loss()(random_logits(), LABELS)
+
+
+def test_state_survives_a_checkpoint_exactly():
+    loss, other = new_loss(), new_loss()
+    for seed in range(3):
+        loss(random_logits(seed=seed), LABELS)
+    other.load_state_dict(loss.state_dict())
+    assert list(loss.state_dict()) == ["draw_step"] and other.draw_step == 3
+    for seed in (20, 21):
+        assert loss(random_logits(seed=seed), LABELS) == other(random_logits(seed=seed), LABELS)
+
+
+def test_no_rois():
+    logits = torch.zeros(0, CLASSES, requires_grad=True)
+    loss = new_loss()
+    found = loss(logits, torch.zeros(0, dtype=torch.long))
+    found.backward()
+    assert found.item() == 0 and loss.draw_step == 1
+
+
+@pytest.mark.parametrize("column", range(CLASSES))
+def test_nan_logits_give_a_nan_loss_even_where_the_weight_is_0(column):
+    logits = random_logits()
+    logits[0, column] = math.nan
+    assert new_loss()(logits, LABELS).isnan()
+
+
+def test_label_weights_avg_factor_and_reduction():
+    logits = random_logits()
+    rows = new_loss()(logits, LABELS, reduction_override="none")
+    weights = torch.tensor([1.0, 0, 2, 1, 0.5, 0, 0, 1])
+    expected = 3 * rows * weights
+
+    def loss(*arguments):
+        return new_loss(loss_weight=3.0)(logits, LABELS, *arguments)
+
+    torch.testing.assert_close(loss(weights, 5), expected.sum() / 5)
+    torch.testing.assert_close(loss(weights, None, "mean"), expected.sum() / 8)
+    torch.testing.assert_close(loss(weights, 5, "sum"), expected.sum())
+    torch.testing.assert_close(loss(weights, 5, "none"), expected)
+    assert loss(torch.zeros(8)).item() == 0
+
+
+def test_dtypes():
+    logits = random_logits()
+    assert new_loss()(logits, LABELS).dtype == torch.float64
+    half = new_loss()(logits.bfloat16(), LABELS)
+    assert half.dtype == torch.float32 and half == new_loss()(logits.bfloat16().float(), LABELS)
+    torch.testing.assert_close(new_loss()(logits.float(), LABELS).double(), new_loss()(logits, LABELS))
+
+
+def test_head_and_settings():
+    assert new_loss().get_cls_channels(CLASSES) == CLASSES
+    logits = random_logits()
+    assert torch.equal(new_loss().get_activation(logits), EQLLoss(CLASSES, **CONFIG).get_activation(logits))
+    with pytest.raises(UsageError, match="DropLoss needs image_counts and num_images, or freq"):
+        DropLoss(CLASSES)
+    with pytest.raises(MismatchedInput, match="DropLoss: 6 freq for 5 classes"):
+        DropLoss(5, freq=CONFIG["freq"])
+
+
+def test_lvis_has_876_infrequent_classes():
+    with (Path(__file__).parent / "reference/lvis_v1_repeat_factors.csv").open() as file:
+        counts = [int(row["image_count"]) for row in csv.DictReader(file)]
+    assert DropLoss(1203, counts, num_images=99_388).is_infrequent.sum() == 876
+
+
+def draw_in_a_process(rank, folder):
+    """Rank 0 sees four objects, one infrequent; rank 1 background only; saves what is kept there."""
+    patience = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+    background = torch.full((2000,), CLASSES)
+    labels = torch.cat([background, torch.tensor([0, 1, 4, 4])]) if rank == 0 else background
+    shared, own = new_loss(), new_loss(synchronize=False)
+    kept = [loss.negative_weights(labels, torch.float32)[:2000, INFREQUENT] for loss in (shared, own)]
+    dist.destroy_process_group()
+    torch.save(kept, f"{folder}/{rank}.pth")
+
+
+def test_rho_is_that_of_all_processes_and_draws_differ(tmp_path):
+    other = mp.spawn(draw_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
+    draw_in_a_process(1, str(tmp_path))  # a second child would only double the seconds of importing
+    while not other.join():
+        pass
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    for shared in (first[0], second[0]):
+        assert shared.mean().item() == pytest.approx(0.25, abs=0.02)
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(first[0], first[1])  # all objects are here
+    assert (second[1] == 1).all()  # none here: a process on its own drops nothing

@@ -1,0 +1,47 @@
+"""Soft counts above thresholds against the comparison of every pair."""
+
+import pytest
+import torch
+
+from pipeline.finetune.soft_counts import SoftCounts
+
+
+def soft_step(difference, delta):
+    if delta == 0:
+        return (difference >= 0).to(difference.dtype)
+    return (difference / (2 * delta) + 0.5).clamp(0, 1)
+
+
+def numbers(count, seed, dtype=torch.float64, decimals=None):
+    values = 3 * torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (values if decimals is None else values.round(decimals=decimals)).to(dtype)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.05, 0.5, 20.0])
+@pytest.mark.parametrize("decimals", [0, None], ids=["ties", "distinct"])
+def test_equals_every_pair(delta, decimals):
+    values, thresholds = numbers(300, 0, decimals=decimals), numbers(40, 1, decimals=decimals)
+    ignored, weights = numbers(300, 2) > 2, numbers(40, 3).abs()
+    pairs = soft_step(values[:, None] - thresholds, delta) * ~ignored[:, None]  # (300, 40)
+    found = SoftCounts(values, thresholds, ignored, delta)
+    torch.testing.assert_close(found.at_thresholds(), pairs.sum(dim=0), rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(found.at_values(weights), pairs @ weights, rtol=1e-12, atol=1e-11)
+    assert (found.at_values(weights)[ignored] == 0).all()
+
+
+def test_float32_values_far_from_0_keep_their_digits():
+    values, thresholds = numbers(2000, 0, torch.float32) + 100, numbers(200, 1, torch.float32) + 100
+    weights = numbers(200, 3).abs()
+    found = SoftCounts(values, thresholds, torch.zeros(2000, dtype=torch.bool), 0.5)
+    pairs = soft_step(values.double()[:, None] - thresholds.double(), 0.5)
+    torch.testing.assert_close(found.at_thresholds(), pairs.sum(dim=0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.at_values(weights).double(), pairs @ weights, rtol=1e-5, atol=1e-3)
+
+
+def test_nan_is_not_lost():
+    values, thresholds = numbers(10, 0), numbers(4, 1)
+    nothing = torch.zeros(10, dtype=torch.bool)
+    values[3] = torch.nan
+    assert SoftCounts(values, thresholds, nothing, 0.5).at_thresholds().isnan().all()
+    values[3], thresholds[1] = 0.0, torch.nan
+    assert SoftCounts(values, thresholds, nothing, 0.5).at_thresholds()[1].isnan()

@@ -1,0 +1,71 @@
+"""Draws that depend on seed and step only (for processes see test_bags.py), and exact random choices."""
+
+import pytest
+import torch
+
+from pipeline.finetune.step_draws import StepDraws, choose
+
+CPU = torch.device("cpu")
+
+
+def test_orders_follow_seed_and_step_alone():
+    first, same, other = StepDraws(3), StepDraws(3), StepDraws(4)
+    torch.manual_seed(5)
+    drawn = [first.orders(2, 50, CPU) for _ in range(3)]
+    torch.manual_seed(6)
+    assert all(torch.equal(orders, same.orders(2, 50, CPU)) for orders in drawn)
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert not torch.equal(drawn[0], other.orders(2, 50, CPU))
+
+
+def test_global_generator_is_left_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    StepDraws().orders(3, 7, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_row_is_an_order_of_its_own():
+    orders = StepDraws().orders(3, 40, CPU)
+    assert torch.equal(orders.sort(dim=1).values, torch.arange(40).expand(3, 40))
+    assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[1], orders[2])
+    assert StepDraws().orders(3, 0, CPU).shape == (3, 0)
+
+
+def test_evaluation_repeats_the_next_draw():
+    draws = StepDraws().eval()
+    assert torch.equal(draws.orders(1, 90, CPU), draws.orders(1, 90, CPU))
+    assert draws.step.item() == 0
+
+
+def test_resume_continues_with_the_next_draw():
+    draws, resumed = StepDraws(7), StepDraws(7)
+    for _ in range(5):
+        draws.orders(1, 90, CPU)
+    resumed.load_state_dict(draws.state_dict())
+    assert list(draws.state_dict()) == ["step"] and resumed.step.item() == 5
+    assert torch.equal(resumed.orders(1, 90, CPU), draws.orders(1, 90, CPU))
+    assert torch.equal(resumed.orders(1, 90, CPU), draws.orders(1, 90, CPU))
+
+
+@pytest.mark.parametrize("num_chosen", [0, 1, 3, 6, 100])
+def test_choice_takes_the_first_candidates_in_the_order(num_chosen):
+    orders = StepDraws(2).orders(2, 10, CPU)
+    candidates = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 1, 0, 0, 1]]).bool()
+    found = choose(candidates, torch.tensor([num_chosen, num_chosen]), orders)
+    for row in range(2):
+        ranked = [i for i in orders[row].tolist() if candidates[row, i]]
+        assert found[row].nonzero().flatten().tolist() == sorted(ranked[:num_chosen])
+
+
+def test_choice_of_nothing():
+    none, orders = torch.zeros(1, 5, dtype=torch.bool), torch.arange(5)[None]
+    assert not choose(none, torch.tensor([2]), orders).any()
+    assert choose(none[:, :0], torch.zeros(1), orders[:, :0]).shape == (1, 0)
+
+
+def test_choice_is_fair():
+    orders = StepDraws(1).orders(4000, 6, CPU)
+    candidates = torch.tensor([True, True, False, True, True, True]).expand(4000, 6)
+    share = choose(candidates, torch.full((4000,), 2), orders).float().mean(dim=0)
+    torch.testing.assert_close(share, torch.tensor([0.4, 0.4, 0, 0.4, 0.4, 0.4]), atol=0.03, rtol=0)
