@@ -35,6 +35,7 @@ def file_digest(path: Path) -> str:
         MissingInput: there is no such file.
     """
     try:
+        _refuse_endless(path)
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
             settled = time.time() - state.st_mtime > 2  # a later change would show in the clock's ticks
@@ -43,11 +44,17 @@ def file_digest(path: Path) -> str:
             times = (state.st_mtime_ns, state.st_ctime_ns)
             identity = f"{path.resolve()} {state.st_ino} {state.st_size} {times}"
             name = f"digest-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
-            return user_cache.kept_text(name, lambda: hashlib.file_digest(file, "sha256").hexdigest())
+            return user_cache.kept_digest(name, lambda: hashlib.file_digest(file, "sha256").hexdigest())
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(f"{path} does not exist") from None
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror}") from None
+
+
+def _refuse_endless(path: Path) -> None:
+    """Refuse pipes and devices, which would be waited for: what is read must be there a second time."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is not a regular file", "write it to a file first")
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -193,7 +193,10 @@ def _yaml_trap(kind: Any, value: Any) -> str:
         return ""
     if not math.isfinite(meant) or (kind is int and not meant.is_integer()):
         return ""
-    return f"write {kind(meant)!r}: YAML reads {value} as a text"
+    mantissa, *exponent = repr(kind(meant)).split("e")
+    if exponent and "." not in mantissa:  # YAML's numbers with an exponent have a point
+        mantissa += ".0"
+    return f"write {'e'.join([mantissa, *exponent])}: YAML reads {value} as a text"
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -1,13 +1,13 @@
-"""What is derived from large files and wanted again: in the user's cache folder, safe to delete at any time.
+"""What is derived from large files and wanted again: in the user's cache folder.
 
-`TWODRCL_CACHE`, else `XDG_CACHE_HOME`/2drcl, else ~/.cache/2drcl.  Entries are named after what they depend
-on, so none is ever out of date; those not used for two months go.  A folder that cannot be written
-costs time, not the run.
+`TWODRCL_CACHE`/2drcl, else `XDG_CACHE_HOME`/2drcl, else ~/.cache/2drcl; to be deleted whenever nothing runs.
+Entries are named after what they depend on, so none is ever out of date; those not used for two months go.
+A folder that cannot be written costs time, not the run.
 """
 
 import contextlib
 import os
-import shutil
+import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,22 +19,25 @@ import numpy as np
 LARGE = 8 * 2**20  # bytes: reading less again is as quick as asking
 DAY = 24 * 3600  # seconds
 UNUSED = 60 * DAY
+DIGEST = re.compile("[0-9a-f]{64}")
+ENTRY = re.compile(r"(digest|annotations|masks)-[0-9a-f-]+(\.npz)?")
+LEFT_OVER = re.compile(rf"\.{ENTRY.pattern}\.\d+\.tmp")
 
 
 def folder() -> Path:
     """The cache folder; it need not exist."""
-    if own := os.environ.get("TWODRCL_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "2drcl"
+    base = os.environ.get("TWODRCL_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "2drcl"
 
 
-def kept_text(name: str, make: Callable[[], str]) -> str:
-    """The text kept under `name`, made and kept if there is none."""
+def kept_digest(name: str, make: Callable[[], str]) -> str:
+    """The digest kept under `name`, made and kept if there is none; a damaged entry is made again."""
     path = folder() / name
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = path.read_text(encoding="utf-8")
-        os.utime(path)
-        return text
+        text = path.read_text(encoding="ascii")
+        if DIGEST.fullmatch(text):
+            os.utime(path)
+            return text
     made = make()
     _keep(path, lambda file: file.write(made.encode()))
     return made
@@ -64,17 +67,18 @@ def _keep(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        sweep(path.parent)
+        _sweep(path.parent)
 
 
-def sweep(place: Path) -> None:
-    """Remove the entries, files or folders, that have not been used for long, and what killed processes left.
+def is_unused(path: Path) -> bool:
+    """Whether an entry has not been used for so long that it may go."""
+    return time.time() - path.stat().st_mtime > UNUSED
 
-    The last use of an entry is the latest time of a file in it.
-    """
+
+def _sweep(place: Path) -> None:
+    """Remove entries that have not been used for long, and what killed processes left; no file of others."""
     for path in place.iterdir():
         with contextlib.suppress(OSError):  # another process may be quicker
-            inside = list(path.iterdir()) if path.is_dir() else []
-            seconds = time.time() - max(p.stat().st_mtime for p in [path, *inside])
-            if seconds > (DAY if path.suffix == ".tmp" else UNUSED):
-                shutil.rmtree(path) if inside else path.unlink()
+            left = LEFT_OVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > DAY
+            if left or (ENTRY.fullmatch(path.name) and is_unused(path)):
+                path.unlink()

@@ -148,7 +148,7 @@ def proposals(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Annotations and images -> OLN, and its class-agnostic boxes of every image in Parquet."""
+    """Annotations (and images) -> class-agnostic boxes of every image, from OLN or another source."""
     from stages.common import refuse_under_dvc, split_of
 
     refuse_under_dvc(weights=weights)

@@ -8,11 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import artifacts
-from pipeline.errors import MismatchedInput, MissingInput, UsageError
+from pipeline.errors import InputError, MismatchedInput, MissingInput, UsageError
 from stages.console import OUT, data
 
 STAGES = ("evaluate", "stats")
-SHOWN = ("bbox_AP", "bbox_AP50", "bbox_APr", "bbox_APc", "bbox_APf", "segm_AP", "segm_APr")
+SHOWN = (
+    *("bbox_AP", "bbox_AP50", "bbox_APr", "bbox_APc", "bbox_APf", "segm_AP", "segm_APr"),
+    *("AR@100", "AR@1000", "AR@1000_r", "AR@1000_c", "AR@1000_f", "AUC"),
+)
 DIFFERENCES = 10  # categories listed; --json has them all
 
 
@@ -37,7 +40,7 @@ def run(folders: list[Path], as_json: bool) -> None:
         data(rows, True, [])
         return
     keys = [k for k in SHOWN if any(k in row["metrics"] for row in rows)]
-    table = Table("run", *(k.replace("bbox_", "") for k in keys), "images drawn", title="AP in percent")
+    table = Table("run", *(k.replace("bbox_", "") for k in keys), "images drawn", title="in percent")
     for row in rows:
         values = (row["metrics"].get(k) for k in keys)
         cells = ("n/a" if v is None else f"{v:.2f}" for v in values)
@@ -66,7 +69,12 @@ def _stage(folder: Path) -> str:
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(
+            f"{folder / 'metrics.json'} cannot be read: {problem}", "evaluate again with --fresh"
+        ) from None
     return {"run": folder.name, "metrics": metrics, "images_drawn": _images_drawn(folder)}
 
 
@@ -103,8 +111,14 @@ def _compare_stats(folders: list[Path], as_json: bool) -> None:
 
 def _changed_settings(folders: list[Path]) -> dict[str, list[Any]]:
     """The settings whose values differ."""
-    made = [artifacts.read_manifest(folder, "stats")["settings"] for folder in folders]
-    flat = [{**settings["stats"], "epochs": settings["epochs"]} for settings in made]
+    flat = []
+    for folder in folders:
+        made = artifacts.read_manifest(folder, "stats").get("settings", {})
+        if "stats" not in made:
+            raise InputError(
+                f"the manifest of {folder} lacks its settings", "run `2drcl stats --fresh` again"
+            )
+        flat.append({**made["stats"], "epochs": made.get("epochs")})
     keys = sorted(set(flat[0]) | set(flat[1]))
     pairs = {key: [side.get(key) for side in flat] for key in keys}
     return {key: values for key, values in pairs.items() if values[0] != values[1]}

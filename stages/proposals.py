@@ -56,7 +56,7 @@ def run(order: Order, split: Split, allow_partial: tuple[str, ...] = (), weights
     if not nothing_to_do(order, manifest, work):
         watch = Stopwatch()
         with launch.exclusive(work, fresh=order.fresh):
-            if weights is not None:
+            if weights is not None and is_first():
                 save_tensors(job.weights, load_tensors(weights))
             measured = {} if training is None else _train(order, job, training)
             launch.run("generation", job, order.machine, world, use_gpu)

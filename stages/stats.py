@@ -77,7 +77,8 @@ def _draw_epochs(
     # expectations need no batch and no seed
     samplers = {s: build_sampler(s, found, images, epochs, settings, batch_size=1, seed=0) for s in SCHEMES}
     if samplers["drb"].all_ones:
-        warn("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
+        remedy = "" if settings.threshold == "auto" else "; set stats.threshold: auto"
+        warn(f"every repeat factor is 1: rebalancing has no effect{remedy}")
     draws = {scheme: sampler.expected_draws() for scheme, sampler in samplers.items()}
     epoch_figures.epoch_length_figure(draws, len(annotations.image_ids), folder / "epoch_length.png")
     figure_tables.write_epoch_lengths(folder / "epoch_length.csv", draws)

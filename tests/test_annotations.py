@@ -1,8 +1,11 @@
 """Reading COCO and LVIS json: columns against slow dictionaries, every fault by its message, mutations."""
 
 import copy
+import gzip
 import json
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +255,10 @@ def test_duplicate_ids_list_the_first_ten(tmp_path: Path) -> None:
 
 
 def test_two_images_of_one_file(tmp_path: Path) -> None:
-    images = [image(i, file_name=f"{i % 4}.jpg") for i in range(6)]
-    message = refused(tmp_path, small(images=images))
-    assert message.endswith("images 4, 5 have the file_name of an image before them")
+    for prefix in ("", "./"):
+        images = [image(i, file_name=f"{prefix if i > 4 else ''}{i % 4}.jpg") for i in range(6)]
+        message = refused(tmp_path, small(images=images))
+        assert message.endswith("images 4, 5 have the file_name of an image before them")
 
 
 def test_corners_in_place_of_sizes_are_seen_in_many_boxes(tmp_path: Path) -> None:
@@ -328,6 +332,31 @@ def test_negative_sizes_list_the_first_ten(tmp_path: Path) -> None:
     assert message.endswith(
         "(is it xyxy instead of xywh?) in annotations 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1 more"
     )
+
+
+def test_bytes_that_are_no_text_in_a_field_that_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    content = json.dumps(small(record(1))).encode().replace(b"2.jpg", b"\xff.jpg")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"not UTF-8 \(byte {content.index(0xFF)} "):
+        read_annotations(path)
+
+
+@pytest.mark.parametrize(
+    "kind, encode",
+    [("UTF-16", lambda t: t.encode("utf-16")), ("compressed with gzip", lambda t: gzip.compress(t.encode()))],
+)
+def test_files_in_another_dress_are_named(tmp_path: Path, kind: str, encode: Callable[[str], bytes]) -> None:
+    path = tmp_path / "split.json"
+    path.write_bytes(encode(json.dumps(small(record(1)))))
+    with pytest.raises(InputError, match=f"is {kind}, not JSON in UTF-8"):
+        read_annotations(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is not a regular file"):
+        read_annotations(tmp_path / "pipe")
 
 
 def test_numbers_that_json_does_not_know_name_their_byte(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Answer
 
 from pipeline import artifacts
 from pipeline.errors import InputError
@@ -186,3 +187,25 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cli: Callable) -> No
     artifacts.write_json(other / artifacts.MANIFEST, artifacts.manifest("pretrain", {}, {}, 0))
     foreign = cli("compare", stats, other)
     assert foreign.code == 3 and "written by `pretrain`" in foreign.err and "2drcl stats" in foreign.err
+
+
+def test_recall_of_proposals_is_shown(tmp_path: Path, cli: Callable[..., Answer]) -> None:
+    for name, recall in (("a", 41.5), ("b", 43.25)):
+        place = evaluation(tmp_path / name, 0.0)
+        artifacts.write_json(place / "metrics.json", {"AR@100": recall, "AR@1000_r": None, "R50@10": 1.0})
+    answer = cli("compare", tmp_path / "a", tmp_path / "b")
+    assert answer.code == 0 and "AR@100" in answer.out and "41.50" in answer.out and "43.25" in answer.out
+
+
+def test_damaged_folders_are_refused_with_a_remedy(tmp_path: Path, cli: Callable[..., Answer]) -> None:
+    whole, bare = evaluation(tmp_path / "whole", 1.0), evaluation(tmp_path / "bare", 1.0)
+    (bare / "metrics.json").unlink()
+    answer = cli("compare", whole, bare)
+    assert answer.code == 3 and "bare/metrics.json cannot be read" in answer.err
+    stats = [stats_folder(tmp_path / name, frequencies_of(["a"], [40])) for name in ("one", "two")]
+    manifest = json.loads((stats[1] / artifacts.MANIFEST).read_text())
+    artifacts.write_json(
+        stats[1] / artifacts.MANIFEST, {k: v for k, v in manifest.items() if k != "settings"}
+    )
+    answer = cli("compare", *stats)
+    assert answer.code == 3 and "two lacks its settings" in answer.err

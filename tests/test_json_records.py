@@ -128,7 +128,7 @@ def test_a_truncated_download_says_so(tmp_path: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="do not exist"):
         list(stream(tmp_path / "none.json", DECODERS))
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="is not a regular file"):
         list(stream(tmp_path, DECODERS))
 
 
@@ -140,6 +140,21 @@ def test_explain_sees_the_records_that_a_decoder_refuses(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"`images`: Expected `int`, got `str` - at `\$\[1\]"):
         list(stream(path, {"images": decoder}, lambda *found: seen.append(found)))
     assert seen == [("images", [{"id": 1}, {"id": "2"}], 0)]
+
+
+def test_records_that_no_one_asked_for_are_passed_over_as_quickly(tmp_path: Path) -> None:
+    """Once they were scanned by a slow loop, and held whole."""
+    path = tmp_path / "a.json"
+    captions = ", ".join(json.dumps({"id": i, "caption": "a } cup ]"}) for i in range(40_000))
+    path.write_text(f'{{"captions": [{captions}], "other": [{{}}, 5], "images": [], "annotations": []}}')
+    tracemalloc.start()
+    assert not list(stream(path, DECODERS))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * json_records.WINDOW + 2**20
+    path.write_text('{"captions": [{"a": 1}, {"b": nope}], "images": [], "annotations": []}')
+    with pytest.raises(InputError, match="is not valid JSON"):
+        list(stream(path, DECODERS))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.errors import InputError, MismatchedInput, MissingInput
+from pipeline.errors import EnvironmentProblem, InputError, MismatchedInput, MissingInput
 from pipeline.proposals import contract, store
 from pipeline.proposals.store import ProposalStore
 from pipeline.proposals.writer import write_proposals
@@ -455,3 +455,28 @@ def test_loader_workers_read_in_microseconds_without_a_copy(tmp_path: Path, star
     assert seconds < 50e-6
     assert memory["Rss"] > 3000  # 200 x 1,000 boxes are mapped here ...
     assert memory["Private_Dirty"] == memory["Anonymous"] == 0  # ... and none is this process's own
+
+
+def test_a_cache_that_cannot_be_written_names_the_remedy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWODRCL_CACHE", str(folder / "images.parquet"))  # a file, not a folder
+    with pytest.raises(EnvironmentProblem, match="cannot be written") as caught:
+        ProposalStore.open(folder, None)
+    assert caught.value.exit_code == 4 and "TWODRCL_CACHE" in caught.value.hint
+
+
+def test_caches_that_nobody_uses_go_when_another_is_built(folder: Path) -> None:
+    cache = folder.parent / "cache"
+    open_store(folder)
+    (used,) = cache.iterdir()
+    for name, days in {"0" * 16: 61, "1" * 16: 59, "my-own-things": 400}.items():
+        (cache / name).mkdir()
+        (cache / name / "cache.json").write_text("{}")
+        os.utime(cache / name / "cache.json", (time.time() - days * 86400,) * 2)
+    (used / "boxes.npy").unlink()  # has to be built again
+    open_store(folder)
+    assert {p.name for p in cache.iterdir()} == {used.name, "1" * 16, "my-own-things"}
+    os.utime(used / "cache.json", (0, 0))
+    open_store(folder)
+    assert time.time() - (used / "cache.json").stat().st_mtime < 60  # opening is using

@@ -177,11 +177,15 @@ def test_literal_distinguishes_true_from_one() -> None:
 
 def test_yaml_reads_some_numbers_as_texts(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text("pretrain: {lr: 1e-3, threshold: 1e-3, queue: 6e4, clip: 1e1, depth: 5e1}\n")
+    file.write_text("pretrain: {lr: 1e-3, threshold: 1e-3, queue: 6e4, clip: 1e1, depth: 5e1, tiny: 1e-12}\n")
     values = read_params(file)["pretrain"]
     assert all(type(v) is str for v in values.values())  # that is the trap
     assert refusal(lr=values["lr"]).hint == "write 0.001: YAML reads 1e-3 as a text"
     assert refusal(threshold=values["threshold"]).hint == "write 0.001: YAML reads 1e-3 as a text"
+    advice = refusal(threshold=values["tiny"]).hint
+    assert advice == "write 1.0e-12: YAML reads 1e-12 as a text"
+    file.write_text(f"pretrain: {{threshold: {advice.split()[1].rstrip(':')}}}\n")
+    assert read_params(file)["pretrain"]["threshold"] == 1e-12
     assert refusal(queue=values["queue"]).hint == "write 60000: YAML reads 6e4 as a text"
     assert refusal(clip=values["clip"]).hint == "write 10.0: YAML reads 1e1 as a text"
     assert refusal(depth=values["depth"]).hint == "write 50: YAML reads 5e1 as a text"

@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that takes small files too."""
     monkeypatch.setenv("TWODRCL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(user_cache, "LARGE", 0)
-    return tmp_path / "cache"
+    return tmp_path / "cache/2drcl"
 
 
 def old_file(path: Path, text: str) -> Path:
@@ -58,7 +58,7 @@ def assert_equal(found: Annotations, expected: Annotations) -> None:
 
 def test_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWODRCL_CACHE", "/own")
-    assert user_cache.folder() == Path("/own")
+    assert user_cache.folder() == Path("/own/2drcl")
     monkeypatch.delenv("TWODRCL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert user_cache.folder() == Path("/xdg/2drcl")
@@ -77,7 +77,7 @@ def test_annotations_read_a_second_time_are_equal_and_not_parsed(
     for entry in cache.glob("*.npz"):  # a disk's fault
         entry.write_bytes(entry.read_bytes()[:-9])
     monkeypatch.undo()
-    monkeypatch.setenv("TWODRCL_CACHE", str(cache))
+    monkeypatch.setenv("TWODRCL_CACHE", str(cache.parent))
     assert_equal(read_annotations(path), first)
 
 
@@ -120,19 +120,33 @@ def test_small_files_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(cache: Path, tmp_path: Path) -> None:
-    cache.write_text("a file where the folder should be")
+    cache.parent.write_text("a file where the folder should be")
     path = old_file(tmp_path / "a.json", json.dumps(LVIS))
     assert len(read_annotations(path).boxes) == 9 and read_annotations(path).segmentations[1]
 
 
-def test_what_no_one_uses_goes(cache: Path) -> None:
-    cache.mkdir()
-    ages = {"used": 10, "unused": 61, ".killed.tmp": 2}
+def test_what_no_one_uses_goes_and_no_file_of_others(cache: Path) -> None:
+    (cache / "thesis").mkdir(parents=True)
+    ages = {
+        "digest-0a": 10, "digest-0b": 61, "annotations-0c-1.npz": 61, ".masks-0d-1.npz.7.tmp": 2,
+        ".masks-0e-1.npz.7.tmp": 0, "notes.txt": 400, "digest-notes": 400, "thesis": 400,
+    }  # fmt: skip
     for name, days in ages.items():
-        (cache / name).write_text("x")
+        if name != "thesis":
+            (cache / name).write_text("x")
         os.utime(cache / name, (time.time() - days * 86400,) * 2)
-    user_cache.kept_arrays("new", lambda: {"a": np.arange(3)})
-    assert sorted(p.name for p in cache.iterdir()) == ["new.npz", "used"]
+    user_cache.kept_arrays("annotations-ff", lambda: {"a": np.arange(3)})
+    left = {"digest-0a", ".masks-0e-1.npz.7.tmp", "notes.txt", "digest-notes", "thesis", "annotations-ff.npz"}
+    assert {p.name for p in cache.iterdir()} == left
+
+
+@pytest.mark.parametrize("damage", ["", "abc", "g" * 64])
+def test_a_damaged_digest_is_not_believed(cache: Path, tmp_path: Path, damage: str) -> None:
+    path = old_file(tmp_path / "a", "one")
+    right = file_digest(path)
+    (entry,) = cache.iterdir()
+    entry.write_text(damage)
+    assert file_digest(path) == right and entry.read_text() == right
 
 
 def test_the_same_arrays_come_back(cache: Path) -> None:

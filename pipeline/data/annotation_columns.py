@@ -7,6 +7,7 @@ image, in the file's order.
 import hashlib
 import itertools
 import logging
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,9 @@ class _Annotations:
 
 def _refuse_shared(names: list[str], ids: list[int], path: Path) -> None:
     """Refuse two images of one file: they would count twice, and may lie on both sides of a split."""
-    first = dict(zip(reversed(names), reversed(ids), strict=True))  # name -> the first image that has it
-    shared = [i for i, name in zip(ids, names, strict=True) if first[name] != i]
+    paths = [posixpath.normpath(name) for name in names]  # ./a.jpg is a.jpg
+    first = dict(zip(reversed(paths), reversed(ids), strict=True))  # path -> the first image that has it
+    shared = [i for i, name in zip(ids, paths, strict=True) if first[name] != i]
     if shared:
         raise InputError(
             f"{path}: images {first_ten(shared)} have the file_name of an image before them",

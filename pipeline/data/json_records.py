@@ -23,6 +23,7 @@ WINDOW = 2**19  # stays in a processor's cache
 ANY_SEPARATOR = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
 FIRST_KEY = re.compile(rb'\{[ \t\r\n]*("(?:[^"\\]|\\.)*")')
 TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")  # msgspec: the list ended before this byte
+ANYTHING: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[msgspec.Raw])
 AT_BYTE = re.compile(r"\(byte (\d+)\)")
 Explain = Callable[[str, list[Any], int], None]
 
@@ -62,6 +63,9 @@ def stream(
             seen.add(key)
             if key in decoders:
                 yield from _List(scan, key, decoders[key], explain).chunks()
+            elif scan.begins_records():  # may be as long as those that are wanted
+                for _ in _List(scan, key, ANYTHING, None).chunks():
+                    pass
             else:
                 scan.pass_over()
         for key in decoders:
@@ -164,15 +168,17 @@ class _List:
         """The text up to the end of the list, and its records; None where it was cut at a wrong place."""
         try:
             records: list[Any] = self.decoder.decode(text)
-            if not text.isascii():
-                text.decode()  # strings that are passed over are not decoded above
-            return text, records
+            if _is_utf8(text):  # strings that are passed over are not decoded above
+                return text, records
+            raise self._at_byte(ValueError(), text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
             trailing = TRAILING.search(str(problem))
             if trailing:  # the list ends before the cut
                 return self._decoded(text[: text.rfind(b"]", 0, int(trailing.group(1))) + 1])
+            if not _is_utf8(text):
+                raise self._at_byte(problem, text) from None
             try:
-                plain = json.loads(text.decode("utf-8", errors="surrogateescape"))
+                plain = json.loads(text)
             except (ValueError, RecursionError):
                 return text, None
             self._explain(plain, text, problem)
@@ -198,8 +204,9 @@ class _List:
 
     def _at_byte(self, problem: Exception, text: bytes) -> InputError:
         begin = self.scan.pos - 1
-        if isinstance(problem, UnicodeDecodeError):
-            return self.scan.broken(f"not UTF-8: {problem.reason}", begin + _first_non_utf8(text))
+        byte = None if text.isascii() else _first_non_utf8(text)
+        if byte is not None:
+            return self.scan.broken("not UTF-8", begin + byte)
         found = AT_BYTE.search(str(problem))
         if found is None:
             truncated = "truncated" in str(problem)
@@ -209,9 +216,13 @@ class _List:
         return self.scan.broken(f"{shown!r} is no value", begin + byte)
 
 
-def _first_non_utf8(text: bytes) -> int:
+def _is_utf8(text: bytes) -> bool:
+    return text.isascii() or _first_non_utf8(text) is None
+
+
+def _first_non_utf8(text: bytes) -> int | None:
     try:
         text.decode()
     except UnicodeDecodeError as problem:
         return problem.start
-    return 0
+    return None

@@ -19,6 +19,12 @@ SPACE = re.compile(rb"[ \t\r\n]*")
 KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"[ \t\r\n]*:[ \t\r\n]*')
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|["\[\]{}]|[^\[\]{}",]+')  # a string, a bracket, or what lies between
 KEY_WINDOW = 2**16
+MARKS = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PK": "a zip file",
+}
 
 
 class Scan:
@@ -88,6 +94,10 @@ class Scan:
         except ValueError:
             raise self.broken("a key is not valid text", self.pos) from None
 
+    def begins_records(self) -> bool:
+        """Whether the value at the position is a list whose first element is an object."""
+        return re.match(rb"\[[ \t\r\n]*\{", self.window(KEY_WINDOW)) is not None
+
     def pass_over(self) -> None:
         """Move behind the value at the position, which no one asked for."""
         begin, length = self.pos, KEY_WINDOW
@@ -116,8 +126,12 @@ class Scan:
 
     def _no_object(self) -> InputError:
         """The error of a file whose outermost value is not an object; JSON of another kind is named."""
+        begin = self.window(2**20)
+        for mark, kind in MARKS.items():
+            if begin.startswith(mark):
+                return InputError(f"{self.path} is {kind}, not JSON in UTF-8", "convert it first")
         try:
-            kind = type(json.loads(self.window(2**20))).__name__
+            kind = type(json.loads(begin.decode())).__name__
         except (ValueError, RecursionError):
             return self.broken("it does not begin with {", self.pos)
         return InputError(
@@ -140,6 +154,8 @@ def _end_of_value(window: bytes) -> int | None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
+    if path.exists() and not path.is_file():
+        raise InputError(f"annotations {path} is not a regular file")
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -149,8 +165,6 @@ def _opened(path: Path) -> Iterator[int]:
     except OSError as problem:
         raise InputError(f"annotations {path} cannot be read: {problem.strerror}") from None
     try:
-        if path.is_dir():
-            raise InputError(f"annotations {path} is a folder, not a json file")
         yield file
     except OSError as problem:
         raise InputError(f"annotations {path} cannot be read: {problem.strerror}") from None

@@ -72,7 +72,7 @@ class Segmentations(Sequence[Any]):
         if self.path.stat().st_size < user_cache.LARGE:
             places = _find(self.path)
         else:
-            name = f"masks-v1-{self.digest[:32]}"
+            name = f"masks-{self.digest[:32]}-1"
             places = user_cache.kept_arrays(name, lambda: {"places": _find(self.path)})["places"]
         if places.shape[1] != len(self):
             raise self._changed()

@@ -1,7 +1,8 @@
 """Records that have one of their keys twice: every reader silently takes one or the other.
 
-Decoders do not notice.  Counting the keys costs as much as decoding, counting quotation marks far less: where
-they are as many per record as in a chunk whose keys were counted, no key is there twice.
+Decoders do not notice.  Counting the keys costs as much as decoding, counting quotation marks far less.  So
+the keys are counted in the first `COUNTED` bytes of a file, and after that where the marks per record are not
+as many as before: a twin beside a record that lacks another key is overlooked there.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 from pipeline.data.json_records import Chunk
 from pipeline.errors import InputError
 
+COUNTED = 32 * 2**20
 KEYS = {
     "images": ("id", "width", "height", "file_name"),
     "categories": ("id", "name"),
@@ -32,7 +34,7 @@ class TwinKeys:
             InputError: names the key and the record.
         """
         quotes = chunk.text.count(b'"') / len(chunk.records)
-        if quotes == self.quotes.get(chunk.key):
+        if chunk.start > COUNTED and quotes == self.quotes.get(chunk.key):
             return
         keys = KEYS[chunk.key]
         if any(chunk.text.count(b'"%s"' % key.encode()) > len(chunk.records) for key in keys):

@@ -13,6 +13,8 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +23,10 @@ import numpy as np
 
 from pipeline import user_cache
 from pipeline.artifacts import disk_errors, file_digest, fingerprint, replacing, write_json
-from pipeline.errors import InputError, MismatchedInput, MissingInput
+from pipeline.errors import EnvironmentProblem, InputError, MismatchedInput, MissingInput
 from pipeline.proposals.contract import METADATA, checked_rows, read_images, read_metadata
 
+NAME = re.compile("[0-9a-f]{16}")  # of the cache of one product
 _CACHE_FILES = ("image_ids.npy", "offsets.npy", "boxes.npy", "scores.npy")
 
 
@@ -59,6 +62,7 @@ class ProposalStore:
             MissingInput: there are no proposals.
             MismatchedInput: they were made for other annotations.
             InputError: a file is damaged or breaks the contract; names it and the first image ids.
+            EnvironmentProblem: the cache cannot be written.
         """
         parts, images = sorted((folder / "proposals").glob("part-*.parquet")), folder / "images.parquet"
         if not parts or not images.is_file():
@@ -75,10 +79,7 @@ class ProposalStore:
             metadata = read_metadata([images, *parts])
         _refuse_foreign(folder, metadata, annotations_digest)
         if not intact:
-            with _alone(cached):
-                if _metadata_of_cache(cached) is None:  # else another process built it while this one waited
-                    _build_cache(cached, metadata, parts, images)
-                    user_cache.sweep(cache)
+            _make_cache(cached, metadata, parts, images)
         with contextlib.suppress(OSError):  # somebody else's cache can be read, but not marked as used
             os.utime(cached / "cache.json")
         return cls(cached, metadata, digest)
@@ -139,6 +140,27 @@ def _marks(cached: Path) -> dict[str, list[int]]:
     """Size and time of last change (ns) of each array: two gigabytes cannot be digested at every opening."""
     found = {n: (cached / n).stat() for n in _CACHE_FILES}
     return {n: [s.st_size, s.st_mtime_ns] for n, s in found.items()}
+
+
+def _make_cache(cached: Path, metadata: dict[str, str], parts: list[Path], images: Path) -> None:
+    """Build the cache, unless another process does so meanwhile; caches that nobody uses any more go.
+
+    Raises:
+        InputError: a file is damaged or breaks the contract.
+        EnvironmentProblem: the cache cannot be written.
+    """
+    try:
+        with _alone(cached):
+            if _metadata_of_cache(cached) is None:  # else another process built it while this one waited
+                _build_cache(cached, metadata, parts, images)
+        for other in cached.parent.iterdir():
+            if NAME.fullmatch(other.name) and user_cache.is_unused(other / "cache.json"):
+                shutil.rmtree(other, ignore_errors=True)
+    except (OSError, EnvironmentProblem) as problem:
+        raise EnvironmentProblem(
+            f"proposals are read through a cache, and {cached} cannot be written: {problem}",
+            "name a folder for it with the environment variable TWODRCL_CACHE",
+        ) from None
 
 
 @contextlib.contextmanager
