@@ -1,21 +1,33 @@
-"""`2drcl finetune --method ecm`: a pre-trained detector -> one trained with a long-tailed method."""
+"""`2drcl finetune --method ecm`: a pre-trained detector -> one trained with a long-tailed method.
 
+A method with two stages trains both in one scratch folder (stage-1/, stage-1.pth, stage-2/) and publishes
+once.  history.jsonl goes on counting steps, epochs and images through the second stage.
+"""
+
+import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
-from pipeline.engine.checkpoint import load_tensors
+from pipeline.engine.distributed import barrier
 from pipeline.errors import UsageError
+from pipeline.finetune import second_stage
 from pipeline.finetune.methods import get_method
+from pipeline.finetune.plan import FinetuneJob, FinetunePlan
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
-from pipeline.finetune.training import FinetuneJob, FinetunePlan, build_detector, publish
+from pipeline.finetune.training import build_detector, build_untrained, drawn_by, publish, save_first
 from pipeline.settings import to_plain
-from stages.common import Order, answer, check_splits
-from stages.console import say, warn
+from stages import launch
+from stages.common import Order, answer, check_splits, make
+from stages.console import Stopwatch, say, warn
+from stages.machine import is_first
 from stages.pretrain import training_inputs
-from stages.training import keep_history, report_start, train_and_publish
+from stages.training import keep_history, nothing_to_do, report_start, train
+
+FIRST = "stage-1.pth"  # in scratch: the first stage's detector
 
 
 def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None) -> dict[str, FinetuneRun]:
@@ -46,6 +58,7 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
         )
     for entry in found.values():
         get_method(entry.method)
+        second_stage.refuse_contradictions(entry)
     return found
 
 
@@ -69,31 +82,90 @@ class Inputs:
 def run(order: Order, name: str, entry: FinetuneRun, inputs: Inputs) -> None:
     """Fine-tune the run `name`; `order.out` is its folder."""
     settings: FinetuneSettings = order.params.section("finetune")
+    second_stage.refuse_contradictions(entry)
     artifacts.refuse_foreign(order.out, "finetune")
     order.machine.processes(settings.batch_size)
     check_splits(inputs.split, order.params.section("data"))
-    job, manifest = plan_run(order, entry, inputs)
-    plan = FinetunePlan(job)
-    report_start(f"finetune {name}", build_detector(plan)[1], job.detector.norm)
-    for warning in plan.warnings():
-        warn(warning)
-    for remark in plan.annotations.mask_remarks() if job.detector.type == "mask-rcnn" else ():
-        say(remark)
-    before = _drawn_by(job.init)
-    manifest |= {"images_drawn": plan.images_drawn, "images_drawn_with_init": plan.images_drawn + before}
+    plans, manifest = plan_run(order, entry, inputs)
+    _introduce(name, plans)
+    drawn = _images_drawn(plans)
+    manifest |= drawn
+    if len(plans) > 1:
+        manifest["stages"] = [_account(plan) for plan in plans]
+    work = artifacts.scratch(order.out, "finetune", manifest["fingerprint"])
 
     def produce(state: dict[str, Any], folder: Path) -> None:
-        publish(plan, state, folder)
-        keep_history(job.work, folder)
+        publish(plans[-1], state, folder, drawn)
+        if len(plans) > 1:
+            _join_histories(plans, work)
+        keep_history(work, folder)
 
-    train_and_publish(order, manifest, job, settings.batch_size, produce)
+    if not nothing_to_do(order, manifest, work):
+        watch = Stopwatch()
+        with launch.exclusive(work, fresh=order.fresh):
+            state, measured = _train_stages(order, name, plans, work)
+            if is_first():
+                make(order, manifest, lambda folder: produce(state, folder))
+                watch.write(order.out, **measured)
+                shutil.rmtree(work, ignore_errors=True)
     answer(order)
 
 
-def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[FinetuneJob, dict[str, Any]]:
-    """The job of one run, and the manifest of its product."""
+def _introduce(name: str, plans: list[FinetunePlan]) -> None:
+    """Say what the run starts from; refuse before anything long starts what a later stage would refuse."""
+    _say_start(name, plans[0])
+    for plan in plans[1:]:
+        build_untrained(plan)
+    for warning in dict.fromkeys(warning for plan in plans for warning in plan.warnings()):
+        warn(warning)
+    first = plans[0]
+    for remark in first.annotations.mask_remarks() if first.job.detector.type == "mask-rcnn" else ():
+        say(remark)
+
+
+def _say_start(name: str, plan: FinetunePlan) -> None:
+    """What a stage starts from, and what of it trains."""
+    detector, report = build_detector(plan)
+    title = f"finetune {name}{plan.title}"
+    report_start(title, report, plan.job.detector.norm)
+    if plan.job.stage == "second" and plan.job.init is not None:
+        say(f"{title}: {second_stage.trained_parts(detector).sentence()}")
+        remark = second_stage.remark_on_classifier(plan.asked, second_stage.read_first(Path(plan.job.init)))
+        if remark:
+            warn(remark)
+
+
+def _train_stages(
+    order: Order, name: str, plans: list[FinetunePlan], work: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Train one stage or both, continuing where an earlier command stopped; see `stages.training.train`."""
+    batch, measured = order.params.section("finetune").batch_size, {}
+    if len(plans) > 1:
+        measured = _train_first(order, plans[0], work / FIRST, batch)
+        _say_start(name, plans[1])
+    state, of_last = train(order, "finetune", plans[-1].job, batch)
+    return state, measured | of_last
+
+
+def _train_first(order: Order, plan: FinetunePlan, kept: Path, batch: int) -> dict[str, float]:
+    """Leave the first stage's detector in scratch, where a second stage that was stopped finds it again."""
+    # --fresh: the first process of a group has removed the file, or is about to
+    if kept.exists() and not order.fresh:
+        say("finetune: stage 1 is trained already")
+        return {}
+    state, measured = train(order, "finetune", plan.job, batch)
+    if is_first():
+        save_first(plan, state, kept)
+        shutil.rmtree(plan.job.work / "checkpoints")
+    barrier()  # the other processes of a group read the file next
+    return {f"stage1_{key}": value for key, value in measured.items()}
+
+
+def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[list[FinetunePlan], dict[str, Any]]:
+    """The stages of one run that are to be trained, and the manifest of its product."""
     settings: FinetuneSettings = order.params.section("finetune")
-    init = _start(entry, inputs.pretrained, order.params.section("pretrain").init)
+    given = None if entry.stage1 == "train" else Path(entry.stage1)
+    init = None if given else _start(entry, inputs.pretrained, order.params.section("pretrain").init)
     extra = 0
     if entry.match_pretrain_draws:
         extra = int(artifacts.read_manifest(inputs.pretrained, "pretrain")["images_drawn"])
@@ -107,6 +179,9 @@ def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[Finetune
     }
     plain = {**to_plain(science), "extra_draws": extra}
     digests = training_inputs(inputs.split, inputs.stats, init)
+    if given:
+        second_stage.read_first(given)
+        digests["stage1"] = artifacts.file_digest(given)
     manifest = artifacts.manifest("finetune", plain, digests, order.params.seed)
     job = FinetuneJob(
         annotations=inputs.split.annotations,
@@ -118,7 +193,22 @@ def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[Finetune
         extra_draws=extra,
         **science,
     )
-    return job, manifest
+    return [FinetunePlan(stage) for stage in _stages(job, given)], manifest
+
+
+def _stages(job: FinetuneJob, given: Path | None) -> list[FinetuneJob]:
+    """The job, or those of its two stages.
+
+    A control's extra draws go to the first stage: they stand for pre-training, which precedes it too, and
+    most of a second stage is frozen.
+    """
+    if get_method(job.run.method).second_stage is None:
+        return [job]
+    if given:
+        return [replace(job, stage="second", init=str(given))]
+    first = replace(job, stage="first", work=job.work / "stage-1")
+    start = str(job.work / FIRST)
+    return [first, replace(job, stage="second", work=job.work / "stage-2", init=start, extra_draws=0)]
 
 
 def _start(entry: FinetuneRun, pretrained: Path, backbone: str | None) -> str | None:
@@ -127,9 +217,32 @@ def _start(entry: FinetuneRun, pretrained: Path, backbone: str | None) -> str | 
     return named.get(entry.init, entry.init)
 
 
-def _drawn_by(init: str | None) -> int:
-    """Draws that went into the initial weights: a detector of ours says so itself."""
-    if init is None:
-        return 0
-    meta = load_tensors(Path(init)).get("meta")
-    return int(meta.get("images_drawn", 0)) if isinstance(meta, dict) else 0
+def _images_drawn(plans: list[FinetunePlan]) -> dict[str, int]:
+    """Draws of this run, and those together with what went into its initial weights."""
+    init = plans[0].job.init
+    here = sum(plan.images_drawn for plan in plans)
+    return {
+        "images_drawn": here,
+        "images_drawn_with_init": here + drawn_by(None if init is None else Path(init)),
+    }
+
+
+def _account(plan: FinetunePlan) -> dict[str, Any]:
+    return {
+        "method": plan.method.name,
+        "epochs": plan.epochs,
+        "steps": plan.schedule.total,
+        "images_drawn": plan.images_drawn,
+    }
+
+
+def _join_histories(plans: list[FinetunePlan], work: Path) -> None:
+    """One history.jsonl of all stages: steps, epochs and images go on counting."""
+    lines, before = [], {"step": 0, "epoch": 0, "images": 0}
+    for plan in plans:
+        for line in (plan.job.work / "history.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            lines.append(json.dumps(record | {key: record[key] + done for key, done in before.items()}))
+        done = {"step": plan.schedule.total, "epoch": plan.epochs, "images": plan.images_drawn}
+        before = {key: before[key] + done[key] for key in before}
+    artifacts.write_bytes(work / "history.jsonl", ("\n".join(lines) + "\n").encode())

@@ -128,7 +128,7 @@ def test_every_training_step_draws_anew():
     labels = torch.cat([LABELS, torch.full((50,), CLASSES)])
     first, second = (loss.negative_weights(labels, torch.float32) for _ in range(2))
     assert not torch.equal(first, second)
-    assert loss.draw_step == 2
+    assert loss.draws.step == 2
     other = new_loss(seed=1).negative_weights(labels, torch.float32)
     assert not torch.equal(first, other)
     assert torch.equal(first, new_loss().negative_weights(labels, torch.float32))
@@ -159,7 +159,7 @@ def test_state_survives_a_checkpoint_exactly():
     for seed in range(3):
         loss(random_logits(seed=seed), LABELS)
     other.load_state_dict(loss.state_dict())
-    assert list(loss.state_dict()) == ["draw_step"] and other.draw_step == 3
+    assert list(loss.state_dict()) == ["draws.step"] and other.draws.step == 3
     for seed in (20, 21):
         assert loss(random_logits(seed=seed), LABELS) == other(random_logits(seed=seed), LABELS)
 
@@ -169,7 +169,7 @@ def test_no_rois():
     loss = new_loss()
     found = loss(logits, torch.zeros(0, dtype=torch.long))
     found.backward()
-    assert found.item() == 0 and loss.draw_step == 1
+    assert found.item() == 0 and loss.draws.step == 1
 
 
 @pytest.mark.parametrize("column", range(CLASSES))

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.finetune.hallucination import FeatureHallucination, gaussian, mean_and_variance, sums_of_classes
+from pipeline.finetune.hallucination import FeatureHallucination, mean_and_variance, sums_of_classes
 
 LABELS = torch.tensor([0, 2, 2, 4, 2, 0, 1, 4])
 RATIO = torch.tensor([0.9, 0.5, 0.0, 0.4])
@@ -49,22 +49,12 @@ def test_variance_of_large_close_numbers():
     torch.testing.assert_close(variance[0], features.double().var(dim=0), rtol=1e-6, atol=0)
 
 
-def test_gaussian_numbers_are_standard_normal():
-    uniform = torch.rand(200, 2000, generator=torch.Generator().manual_seed(0))
-    numbers = gaussian(uniform)
-    assert numbers.shape == (200, 1000)
-    assert numbers.mean().item() == pytest.approx(0, abs=0.01)
-    assert numbers.std().item() == pytest.approx(1, abs=0.01)
-    assert numbers.pow(4).mean().item() == pytest.approx(3, abs=0.05)
-    assert gaussian(torch.tensor([[0.0, 1 - 2**-24, 0.0, 0.0]])).isfinite().all()
-
-
 def test_samples_follow_the_gaussians_of_weak_classes():
     found = hallucination()
     found.collect(random_features(), LABELS)
-    parts = [found.sample(RATIO) for _ in range(300)]
+    parts = [found.sample(RATIO) for _ in range(1500)]
     features, labels, weights = (torch.cat(part) for part in zip(*parts, strict=True))
-    assert features.shape == (300 * 35, 3)
+    assert features.shape == (1500 * 35, 3)
     assert torch.equal(weights, (labels != 3).float())  # class 3 was never collected
     own = features[labels == 2]
     torch.testing.assert_close(own.mean(dim=0), found.feature_prototype[2], rtol=0, atol=0.1)

@@ -10,7 +10,12 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")])
 FRAMEWORKS = ("mmdet", "mmcv", "mmengine")
 # heads that subclass MMDetection's classes, and the registration of losses
-MAY_IMPORT_MMDET = ("pipeline/detectors/", "pipeline/proposals/rpn_head.py", "pipeline/proposals/roi_head.py")
+MAY_IMPORT_MMDET = (
+    "pipeline/detectors/",
+    "pipeline/proposals/rpn_head.py",
+    "pipeline/proposals/roi_head.py",
+    "pipeline/finetune/heads/",
+)
 MATHEMATICS = ("contrast", "key_queue", "momentum", "projection", "reconstruction", "objective")
 
 

@@ -3,9 +3,31 @@
 import pytest
 import torch
 
-from pipeline.finetune.step_draws import StepDraws, choose
+from pipeline.finetune.step_draws import StepDraws, choose, seeded_generator
 
 CPU = torch.device("cpu")
+
+
+def numbers(draws):
+    return torch.rand(50, generator=draws.generator())
+
+
+def test_generators_follow_seed_and_step_alone():
+    first, same, other = StepDraws(3), StepDraws(3), StepDraws(4)
+    torch.manual_seed(5)
+    drawn = [numbers(first) for _ in range(3)]
+    before = torch.get_rng_state()
+    assert all(torch.equal(found, numbers(same)) for found in drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert not torch.equal(drawn[0], numbers(other))
+
+
+def test_keys_do_not_overlap():
+    """As they would if parts were added, or only 32 bits of a number counted."""
+    keys = [(1, 2), (2, 1), (12,), (1, 2 + 2**32), (0, 3), ("1", 22), (122,)]
+    drawn = {tuple(torch.rand(2, generator=seeded_generator(*key)).tolist()) for key in keys}
+    assert len(drawn) == len(keys)
 
 
 def test_orders_follow_seed_and_step_alone():
@@ -34,6 +56,7 @@ def test_every_row_is_an_order_of_its_own():
 
 def test_evaluation_repeats_the_next_draw():
     draws = StepDraws().eval()
+    assert torch.equal(numbers(draws), numbers(draws))
     assert torch.equal(draws.orders(1, 90, CPU), draws.orders(1, 90, CPU))
     assert draws.step.item() == 0
 
@@ -45,7 +68,7 @@ def test_resume_continues_with_the_next_draw():
     resumed.load_state_dict(draws.state_dict())
     assert list(draws.state_dict()) == ["step"] and resumed.step.item() == 5
     assert torch.equal(resumed.orders(1, 90, CPU), draws.orders(1, 90, CPU))
-    assert torch.equal(resumed.orders(1, 90, CPU), draws.orders(1, 90, CPU))
+    assert torch.equal(numbers(resumed), numbers(draws))
 
 
 @pytest.mark.parametrize("num_chosen", [0, 1, 3, 6, 100])

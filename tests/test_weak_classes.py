@@ -1,8 +1,8 @@
-"""Boxes jittered around objects, classes drawn by weakness, and draws that a resumed run repeats."""
+"""Boxes jittered around objects, and classes drawn by weakness."""
 
 import torch
 
-from pipeline.finetune.weak_classes import UniformDraws, draw_classes, jittered_boxes
+from pipeline.finetune.weak_classes import draw_classes, jittered_boxes
 
 BOXES = torch.tensor([[12.0, 30.0, 24.0, 90.0], [0.0, 0.0, 60.0, 6.0]])
 
@@ -44,20 +44,3 @@ def test_bounds_of_the_draw():
     assert draw_classes(weights, torch.tensor([0.0, 1 - 2**-24])).tolist() == [1, 2]
     assert draw_classes(torch.zeros(3), torch.tensor([0.0, 0.4, 0.99])).tolist() == [0, 1, 2]
     assert draw_classes(torch.full((3,), torch.nan), torch.tensor([0.5])).max() <= 2
-
-
-def test_draws_follow_seed_and_step_alone():
-    first, same, other = UniformDraws(3), UniformDraws(3), UniformDraws(4)
-    torch.manual_seed(5)
-    drawn = [first.draw(50) for _ in range(3)]
-    before = torch.get_rng_state()
-    assert all(torch.equal(numbers, same.draw(50)) for numbers in drawn)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], other.draw(50))
-
-
-def test_draws_resume():
-    draws, resumed = UniformDraws(3), UniformDraws(3)
-    draws.draw(5)
-    resumed.load_state_dict(draws.state_dict())
-    assert torch.equal(draws.draw(9), resumed.draw(9))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import InputError, MismatchedInput, UsageError, first_ten
+from pipeline.finetune.bce import binary_losses
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
 from pipeline.finetune.step_draws import StepDraws, choose
 
@@ -63,11 +64,16 @@ def suppression_mask(
     Returns:
         (N, C + 1) bool; at the label, which is not suppressed, the value has no meaning.
     """
-    # (3, N) -> (C, N) -> (C + 1, N) -> (N, C + 1); rows are gathered faster than columns
-    of_background = F.pad(suppressors[frequency], (0, 0, 0, 1)).T.contiguous()
-    of_foreground = logits >= math.log(score_thr / (1 - score_thr))
-    is_background = (labels == len(frequency))[:, None]  # (N) -> (N, 1)
-    return torch.where(is_background, of_background, of_foreground)
+    is_background = labels == len(frequency)
+    # A background RoI is one of eight kinds: whole rows are gathered, which is faster than columns.
+    bits = torch.arange(len(suppressors), device=labels.device)
+    kinds = torch.arange(1 << len(suppressors), device=labels.device)
+    rows_of_kinds = F.pad(kinds[:, None] >> frequency & 1, (0, 1)).bool()  # (8, 1), (C) -> (8, C + 1)
+    kind = ((suppressors & is_background) << bits[:, None]).sum(dim=0)  # (3, N) -> (N); 0 for objects
+    of_background = rows_of_kinds.index_select(0, kind)  # (8, C + 1) -> (N, C + 1)
+    log_odds = math.log(score_thr / (1 - score_thr))
+    bound = torch.where(is_background, torch.inf, log_odds).to(logits.dtype)
+    return of_background.logical_or_(logits >= bound[:, None])  # (N) -> (N, 1)
 
 
 def acsl_losses(logits: Tensor, labels: Tensor, is_suppressed: Tensor) -> Tensor:
@@ -80,11 +86,10 @@ def acsl_losses(logits: Tensor, labels: Tensor, is_suppressed: Tensor) -> Tensor
     Returns:
         (N,) losses, in the dtype of `logits`.
     """
-    own = labels[:, None]  # (N) -> (N, 1)
-    is_suppressed = is_suppressed.scatter(1, own, False)
-    # softplus(s) = -log(1 - sigmoid(s)).  A product, not a choice: logits that are no numbers shall show.
-    suppressed = (F.softplus(logits) * is_suppressed).sum(dim=1)  # (N, K) -> (N)
-    return suppressed - F.logsigmoid(logits.gather(1, own)).squeeze(1)  # (N, 1) -> (N)
+    own = torch.ones_like(labels, dtype=torch.bool)[:, None]  # (N) -> (N, 1)
+    # A factor, not a choice: logits that are no numbers shall show.
+    counted = is_suppressed.scatter(1, labels[:, None], own).to(logits.dtype)
+    return binary_losses(logits, labels, counted)
 
 
 class ACSLLoss(BoxHeadLoss):

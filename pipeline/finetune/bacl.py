@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.bce import binary_losses
+from pipeline.finetune.bce import losses_and_gradients
+from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
 from pipeline.finetune.pcb import sum_class_softmax
 
@@ -28,8 +29,8 @@ def confusion_matrix(cm_numerator: Tensor, num_gt: Tensor) -> Tensor:
 
 def confusion_margins(confusion: Tensor, alpha: float) -> Tensor:
     """alpha ln(Q_yj / Q_jy), and 0 for background: (C, C) -> (C + 1, C + 1), row: label, column: logit."""
-    log_confusion = confusion.clamp(min=CONFUSION_FLOOR).log()
-    margins = alpha * (log_confusion - log_confusion.T)
+    log_confusion = confusion.clamp(min=CONFUSION_FLOOR).log_()
+    margins = (log_confusion - log_confusion.T).mul_(alpha)
     return torch.nn.functional.pad(margins, (0, 1, 0, 1))  # (C, C) -> (C + 1, C + 1)
 
 
@@ -49,9 +50,10 @@ def kept_columns(logits: Tensor, labels: Tensor, prob_thr: float) -> Tensor:
     own = logits.gather(1, labels[:, None])  # (N, C + 1) -> (N, 1)
     not_background = (-logits[:, -1:]).sigmoid()
     enough = torch.logit((prob_thr / not_background).clamp(max=1))  # infinite where no score can reach it
-    kept = logits >= torch.minimum(own, enough)
+    is_background = (labels == logits.shape[1] - 1)[:, None]  # (N) -> (N, 1)
+    kept = logits >= torch.minimum(own, enough).masked_fill(is_background, -torch.inf)
     kept[:, -1] = True
-    return kept | (labels == logits.shape[1] - 1)[:, None]
+    return kept
 
 
 class FCBLLoss(BoxHeadLoss):
@@ -124,14 +126,22 @@ class FCBLLoss(BoxHeadLoss):
     ) -> Tensor:
         """The loss of (N, C + 1) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
-        margins = confusion_margins(confusion_matrix(self.cm_numerator, self.num_gt), self.alpha)
-        # The state decides on the device: asking it for a bool would wait for the GPU.
-        kept = kept_columns(logits, labels, self.prob_thr) | ~self.is_reweighting
-        shifted = logits + margins.to(logits.dtype).index_select(0, labels)  # (C + 1, C + 1) -> (N, C + 1)
-        losses = binary_losses(shifted, labels, kept.to(logits.dtype))
+        losses = attach_gradients(logits, *self._losses_and_gradients(logits, labels))
         if self.training:
             self._count(logits, labels, label_weights)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
+
+    @torch.no_grad()
+    def _losses_and_gradients(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) and (N, C + 1)."""
+        margins = confusion_margins(confusion_matrix(self.cm_numerator, self.num_gt), self.alpha)
+        shifted = margins.to(logits.dtype).index_select(0, labels)  # (C + 1, C + 1) -> (N, C + 1)
+        # Rows of background keep all columns.  The state decides on the device: asking it for a bool would
+        # wait for the GPU.
+        choosing = labels.where(self.is_reweighting, self.num_classes)
+        kept = kept_columns(logits, choosing, self.prob_thr).to(logits.dtype)
+        shifted.add_(logits)
+        return losses_and_gradients(shifted, labels, kept, out=shifted)
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, reduce_rois
 
 
@@ -19,17 +20,36 @@ def binary_losses(logits: Tensor, labels: Tensor, column_weights: Tensor | None 
 
     Args:
         logits: (N, K); labels: (N,) int64 in 0..K-1.
-        column_weights: (K,) or (N, K) factors on the elements, or None for ones.
+        column_weights: (K,) or (N, K) factors on the elements, or None for ones; they get no gradient.
 
     Returns:
         (N,) losses, in the dtype of `logits`.
     """
-    is_label = F.one_hot(labels, logits.shape[1]).bool()  # (N) -> (N, K)
-    # -log p where the answer is yes, -log (1 - p) where it is no; the sign keeps both exact near 0
-    elements = -F.logsigmoid(torch.where(is_label, logits, -logits))
-    if column_weights is not None:
-        elements = elements * column_weights
-    return elements.sum(dim=1)  # (N, K) -> (N)
+    return attach_gradients(logits, *losses_and_gradients(logits, labels, column_weights))
+
+
+@torch.no_grad()
+def losses_and_gradients(
+    logits: Tensor, labels: Tensor, column_weights: Tensor | None = None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`binary_losses` without a graph, and what autograd would find: (N,) and (N, K).
+
+    The gradient is the probability minus the target, weighted: all that a backward pass has to keep.  It is
+    written to `out` if given, which may be `logits`.
+    """
+    column = labels[:, None]  # (N) -> (N, 1)
+    own = logits.gather(1, column)
+    # As if every answer were no; then the label's is put right, and no (N, K) target is made.
+    elements = _softplus(logits).scatter_(1, column, _softplus(-own))
+    gradients = torch.sigmoid(logits, out=out).scatter_(1, column, -(-own).sigmoid())
+    if column_weights is None:
+        return elements.sum(dim=1), gradients  # (N, K) -> (N)
+    return elements.mul_(column_weights).sum(dim=1), gradients.mul_(column_weights)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # -log(1 - sigmoid(x)).  The default threshold of 20 cuts off 2e-9, which float64 resolves.
+    return F.softplus(x, threshold=40)
 
 
 class BCELoss(BoxHeadLoss):

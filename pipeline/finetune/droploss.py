@@ -9,14 +9,12 @@ suppresses them.
 N = RoIs, C = foreground classes; label C = background.
 """
 
-import hashlib
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.head_contract import CountSource, sum_over_processes
+from pipeline.finetune.step_draws import StepDraws
 
 
 def count_objects(labels: Tensor, is_infrequent: Tensor) -> Tensor:
@@ -63,19 +61,14 @@ class DropLoss(EQLLoss):
     Args:
         num_classes, image_counts, instance_counts, num_images, loss_weight, freq: see EQLLoss.
         lambda_: as in EQLLoss; the official value is for LVIS v0.5 and covers 876 classes of v1.
-        seed: of the draws, which depend on it, on the step and on the process, and on nothing else.
+        seed: of the draws, see StepDraws, whose step is the only state.
         synchronize: take rho from the objects of all processes.  The official code takes each process's own,
             so that it depends on the number of GPUs; False does the same.  True makes `forward` a collective:
             every process calls it once a step.
 
-    Attributes:
-        draw_step: () int64 buffer: training steps so far, so that a resumed run draws what it would have.
-
     Raises:
         UsageError, MismatchedInput: see EQLLoss.
     """
-
-    draw_step: Tensor
 
     def __init__(
         self,
@@ -92,26 +85,15 @@ class DropLoss(EQLLoss):
         super().__init__(
             num_classes, image_counts, instance_counts, num_images, loss_weight, lambda_=lambda_, freq=freq
         )
-        self.seed = seed
         self.synchronize = synchronize
-        self.register_buffer("draw_step", torch.zeros((), dtype=torch.int64))
+        self.draws = StepDraws(seed)
 
     @torch.no_grad()
     def negative_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Drawn for this step: (N,) -> (N, C) of `dtype`."""
         counts = count_objects(labels, self.is_infrequent)
         num_infrequent, num_objects = sum_over_processes(counts) if self.synchronize else counts
-        shape = (len(labels), self.num_classes)
-        uniform = torch.rand(shape, generator=self._generator(labels.device), device=labels.device)
-        if self.training:
-            self.draw_step += 1
+        shape, device = (len(labels), self.num_classes), labels.device
+        uniform = torch.rand(shape, generator=self.draws.generator(device), device=device)
         is_dropped = dropped_pairs(uniform, num_infrequent / num_objects)
         return droploss_negative_weights(labels, self.is_infrequent, is_dropped, dtype)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        # Read by the host: mmdet's head has waited for the GPU just before, to know avg_factor.
-        step = int(self.draw_step)
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        # A digest, because torch's CPU generator takes only the low 32 bits of its seed.
-        digest = hashlib.blake2b(f"{self.seed} {step} {rank}".encode(), digest_size=8).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import MismatchedInput
-from pipeline.finetune.weak_classes import UniformDraws, draw_classes
+from pipeline.finetune.step_draws import StepDraws
+from pipeline.finetune.weak_classes import draw_classes
 
 SCORE_FLOOR = 1e-7  # added to a mean score before it is inverted, as in the official code
 
@@ -62,7 +63,7 @@ class FeatureMemory(nn.Module):
         feature_shape: F.
         queue_size: Q.
         sampled_num_classes, sampled_num_features: classes drawn a step, and rows of each.
-        seed: of the draws, see UniformDraws.
+        seed: of the draws, see StepDraws.
         synchronize: store the rows of all processes.  False stores a process's own, as the official code
             does; a resumed run then gives every process the rows of the first.  True makes `store` a
             collective: every process calls it once a step.
@@ -86,7 +87,7 @@ class FeatureMemory(nn.Module):
         self.box_targets = torch.zeros(num_classes, queue_size, 4)
         self.num_filled = torch.zeros(num_classes, dtype=torch.int64)  # rows 0..n-1 of a class hold something
         self.pointers = torch.zeros(num_classes, dtype=torch.int64)  # where the next row of a class goes
-        self.draws = UniformDraws(seed)
+        self.draws = StepDraws(seed)
 
     @torch.no_grad()
     def store(self, features: Tensor, labels: Tensor, box_targets: Tensor) -> None:
@@ -98,9 +99,10 @@ class FeatureMemory(nn.Module):
         labels = labels.to(torch.float32)  # exact up to 2^24
         # (R, *F) -> (R, F), 2 more blocks -> (R, F + 4 + 1)
         rows = torch.cat([features.flatten(1).float(), box_targets.float(), labels[:, None]], dim=1)
-        rows = self._first_of_each_class(rows)
+        rows = rows[self.storable(rows[:, -1])]
         if self.synchronize:
-            rows = self._first_of_each_class(gather_rows_of_any_number(rows))
+            rows = gather_rows_of_any_number(rows)
+            rows = rows[self.storable(rows[:, -1])]
         rows = rows.cpu()
         labels = rows[:, -1].long()
         slots = (self.pointers[labels] + ranks_in_class(labels, self.num_classes)) % self.queue_size
@@ -110,12 +112,15 @@ class FeatureMemory(nn.Module):
         self.pointers = (self.pointers + new) % self.queue_size
         self.num_filled = (self.num_filled + new).clamp(max=self.queue_size)
 
-    def _first_of_each_class(self, rows: Tensor) -> Tensor:
-        """The rows with a class, at most Q of each: (R, W) -> (up to R, W)."""
-        labels = rows[:, -1].long().cpu()
-        kept = ((labels >= 0) & (labels < self.num_classes)).nonzero()[:, 0]
-        kept = kept[ranks_in_class(labels[kept], self.num_classes) < self.queue_size]
-        return rows[kept.to(rows.device)]
+    def storable(self, labels: Tensor) -> Tensor:
+        """Positions of the rows that `store` would keep: those with a class, the first Q of each.
+
+        (R,) -> (up to R,) int64 on the same device.  Who computes the features of these only spares memory.
+        """
+        classes = labels.long().cpu()
+        kept = ((classes >= 0) & (classes < self.num_classes)).nonzero()[:, 0]
+        kept = kept[ranks_in_class(classes[kept], self.num_classes) < self.queue_size]
+        return kept.to(labels.device)
 
     @torch.no_grad()
     def sample(self, mean_score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,14 +133,12 @@ class FeatureMemory(nn.Module):
             (S, *F) features, (S,) int64 labels and (S, 4) box targets on the device of `mean_score`; S is up
             to `sampled_num_classes` x `sampled_num_features`.
         """
-        columns = 1 + self.sampled_num_features
-        uniform = self.draws.draw(self.sampled_num_classes * columns)
-        uniform = uniform.reshape(-1, columns)  # (8 * 5) -> (8, 5), a class and its rows
+        shape = (self.sampled_num_classes, 1 + self.sampled_num_features)  # a class, and its rows
+        uniform = torch.rand(shape, generator=self.draws.generator())
         classes = draw_classes(1 / (mean_score[:-1].double().cpu() + SCORE_FLOOR), uniform[:, 0])
         num_filled = self.num_filled[classes][:, None]  # (8) -> (8, 1)
-        slots = (
-            uniform[:, 1:] * num_filled
-        ).long()  # below n: the largest float32 number below 1 is 1 - 2^-24
+        # below n: the largest float32 number below 1 is 1 - 2^-24
+        slots = (uniform[:, 1:] * num_filled).long()
         labels = classes[:, None].expand_as(slots)
         has_rows = (num_filled > 0).expand_as(slots)
         labels, slots = labels[has_rows], slots[has_rows]  # (8, 4) -> (S)

@@ -8,13 +8,12 @@ classified beside those of the batch.
 R = rows collected at once, C = foreground classes, D = width of the classifier's input.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.finetune.head_contract import sum_over_processes
-from pipeline.finetune.weak_classes import UniformDraws, draw_classes
+from pipeline.finetune.step_draws import StepDraws
+from pipeline.finetune.weak_classes import draw_classes
 
 
 @torch.no_grad()
@@ -45,12 +44,6 @@ def mean_and_variance(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance.clamp(min=0), number
 
 
-def gaussian(uniform: Tensor) -> Tensor:
-    """Standard normal numbers from twice as many uniform ones (Box and Muller): (K, 2 D) -> (K, D)."""
-    radius, angle = uniform.chunk(2, dim=1)
-    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
-
-
 class FeatureHallucination(nn.Module):
     """Gaussians of the classifier's inputs, one per class.
 
@@ -63,7 +56,7 @@ class FeatureHallucination(nn.Module):
         feature_width: D.
         decay_ratio: weight of a step in the running mean and variance, in (0, 1]; the first counts fully.
         sampled_num_classes, sampled_num_features: classes drawn a step, and features of each.
-        seed: of the draws, see UniformDraws.
+        seed: of the draws, see StepDraws.
         synchronize: collect over all processes; False is the official way, and a resumed run then gives every
             process the numbers of the first.  True makes `collect` a collective: every process calls it once
             a step.
@@ -89,7 +82,7 @@ class FeatureHallucination(nn.Module):
         self.register_buffer("feature_prototype", torch.zeros(num_classes, feature_width))
         self.register_buffer("feature_variance", torch.zeros(num_classes, feature_width))
         self.register_buffer("feature_used", torch.zeros(num_classes))
-        self.draws = UniformDraws(seed)
+        self.draws = StepDraws(seed)
 
     @torch.no_grad()
     def collect(self, features: Tensor, labels: Tensor) -> None:
@@ -117,13 +110,11 @@ class FeatureHallucination(nn.Module):
             (S, D) features, (S,) int64 labels and (S,) label weights, 0 for classes not collected yet: the
             host does not know how many to drop.  S = `sampled_num_classes` x `sampled_num_features`.
         """
-        width = self.feature_prototype.shape[1]
-        number = self.sampled_num_classes * self.sampled_num_features
-        uniform = self.draws.draw(self.sampled_num_classes + number * 2 * width)
-        uniform = uniform.to(self.feature_prototype.device)
-        choice, noise = uniform.split([self.sampled_num_classes, number * 2 * width])
+        width, device = self.feature_prototype.shape[1], self.feature_prototype.device
+        generator = self.draws.generator(device)
+        choice = torch.rand(self.sampled_num_classes, generator=generator, device=device)
         classes = draw_classes(1 - correct_ratio, choice)
         labels = classes.repeat_interleave(self.sampled_num_features)  # (8) -> (S)
-        noise = gaussian(noise.reshape(number, 2 * width))  # (S * 2 D) -> (S, 2 D) -> (S, D)
+        noise = torch.randn(len(labels), width, generator=generator, device=device)
         features = self.feature_prototype[labels] + self.feature_variance[labels].sqrt() * noise
         return features, labels, self.feature_used[labels]

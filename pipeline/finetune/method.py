@@ -19,6 +19,23 @@ class ClassCounts:
 
 
 @dataclass(frozen=True)
+class SecondStage:
+    """How a decoupled method goes on from a detector that another method has trained.
+
+    It trains with the loss, the clipping and the warm-up of the method itself; the first stage has those of
+    its own method.
+    """
+
+    first: str  # the method of the first stage
+    trains: tuple[str, ...]  # parameters with one of these in their names; all others stay as they are
+    keeps_classifier: bool  # of the first stage; else a new one, see fc_cls_bias_prior
+    epochs: int
+    milestones: tuple[int, ...]
+    lr: float  # for 16 images in a step
+    score_thresholds: tuple[float, float]  # at test time, of Faster and of Mask R-CNN
+
+
+@dataclass(frozen=True)
 class Method:
     """How one method changes a plain detector and its training."""
 
@@ -35,21 +52,45 @@ class Method:
     grad_clip: float | None = None  # largest gradient norm; None: not clipped
     warmup_iterations: int = 500  # linear, at the reference schedule
     warmup_start_factor: float = 0.001  # of the learning rate, at the first iteration
+    epochs: int = 12  # of its authors, on LVIS v1; of the first stage where there are two
+    milestones: tuple[int, ...] = (8, 11)  # finished epochs after which the rate drops by ten
+    second_stage: SecondStage | None = None
+    is_random: bool = False  # the loss draws: its arguments include `seed`
+    epoch_arguments: tuple[str, ...] = ()  # of the loss: epochs, from 1, of the schedule above
 
     @property
     def published(self) -> tuple[Published, ...]:
         """The paper's rows for this method."""
         return PUBLISHED.get(self.name, ())
 
-    def loss_config(self, num_classes: int, counts: ClassCounts) -> dict[str, Any]:
-        """mmdet config of `loss_cls` for C = `num_classes`: plain data, complete without any file."""
-        module, _, name = self.loss.rpartition(".")
-        kind = f"{SCOPE}.{name}" if module else name
-        return {"type": kind, **self.loss_arguments(num_classes, counts)}
+    def loss_config(
+        self, num_classes: int, counts: ClassCounts, seed: int = 0, epochs: int | None = None
+    ) -> dict[str, Any]:
+        """mmdet config of `loss_cls`: plain data, complete without any file.
 
-    def bbox_head(self, num_classes: int, counts: ClassCounts) -> dict[str, Any]:
-        """What to merge into the mmdet config of a ConvFCBBoxHead (Shared2FCBBoxHead and the like)."""
-        head: dict[str, Any] = {"num_classes": num_classes, "loss_cls": self.loss_config(num_classes, counts)}
+        Args:
+            num_classes: C.
+            counts: of the C classes.
+            seed: of the loss's draws, if it has any.
+            epochs: of the run, None: `self.epochs`; what the loss does from an epoch on keeps its share.
+        """
+        module, _, name = self.loss.rpartition(".")
+        config = {"type": f"{SCOPE}.{name}" if module else name, **self.loss_arguments(num_classes, counts)}
+        if self.is_random:
+            config["seed"] = seed
+        for argument in self.epoch_arguments if epochs is not None else ():
+            config[argument] = 1 + (config[argument] - 1) * epochs // self.epochs
+        return config
+
+    def bbox_head(
+        self, num_classes: int, counts: ClassCounts, seed: int = 0, epochs: int | None = None
+    ) -> dict[str, Any]:
+        """What to merge into the mmdet config of a ConvFCBBoxHead (Shared2FCBBoxHead and the like).
+
+        The arguments are those of `loss_config`.
+        """
+        loss = self.loss_config(num_classes, counts, seed, epochs)
+        head: dict[str, Any] = {"num_classes": num_classes, "loss_cls": loss}
         if self.cls_predictor is not None:
             head["cls_predictor_cfg"] = dict(self.cls_predictor)
         if self.fc_cls_bias_prior is not None:

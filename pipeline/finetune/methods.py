@@ -9,10 +9,12 @@ import difflib
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.finetune.method import ClassCounts, Method
+from pipeline.finetune.method import ClassCounts, Method, SecondStage
 
 NORMED_LINEAR = {"type": "NormedLinear", "tempearture": 20}  # mmdet spells the keyword so
 NORMED_CONV = {"type": "NormedConv2d", "tempearture": 20}
+CLASSIFIER = ("fc_cls",)
+LAST_LAYERS = ("fc_cls", "fc_reg", "rpn", "mask_head")  # LOCE's and BACL's `selectp = 1`
 
 
 def get_method(name: str) -> Method:
@@ -203,6 +205,7 @@ _ENTRIES = (
             "projects/DropLoss/droploss/fast_rcnn.py, configs/droploss_mask_rcnn_R_50_FPN_1x.yaml"
         ),
         fc_cls_bias_prior=0.001,
+        is_random=True,
     ),
     Method(
         name="seesaw",
@@ -216,6 +219,8 @@ _ENTRIES = (
             "mmdet 3.3 configs/seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1.py"
         ),
         cls_predictor=NORMED_LINEAR,
+        epochs=24,
+        milestones=(16, 22),
     ),
     Method(
         name="ecm",
@@ -247,6 +252,16 @@ _ENTRIES = (
         ),
         grad_clip=35.0,
         warmup_start_factor=1 / 3,
+        second_stage=SecondStage(
+            first="ce",
+            trains=CLASSIFIER,
+            keeps_classifier=False,
+            epochs=12,
+            milestones=(8, 11),
+            lr=0.01,
+            score_thresholds=(0.0, 0.001),
+        ),
+        is_random=True,
     ),
     Method(
         name="acsl",
@@ -262,6 +277,16 @@ _ENTRIES = (
         fc_cls_bias_prior=0.01,
         grad_clip=35.0,
         warmup_start_factor=1 / 3,
+        second_stage=SecondStage(
+            first="ce",
+            trains=CLASSIFIER,
+            keeps_classifier=False,
+            epochs=12,
+            milestones=(8, 11),
+            lr=0.02,
+            score_thresholds=(0.0, 0.0),
+        ),
+        is_random=True,
     ),
     Method(
         name="pcb",
@@ -274,6 +299,9 @@ _ENTRIES = (
             "He et al., Pairwise Class Balance, CVPR 2022; "
             "megvii-research/PCB configs/pcb/mask_rcnn_r50_fpn_mstrain_pcb_2x_lvis_v1_fp16.py"
         ),
+        epochs=24,
+        milestones=(16, 22),
+        epoch_arguments=("start_epoch",),
     ),
     Method(
         name="loce",
@@ -287,6 +315,17 @@ _ENTRIES = (
             "fcjian/LOCE configs/loce/loce_mask_rcnn_r50_fpn_normed_mask_mstrain_2x_lvis_v1.py"
         ),
         mask_predictor=NORMED_CONV,
+        epochs=24,
+        milestones=(16, 22),
+        second_stage=SecondStage(
+            first="ce",
+            trains=LAST_LAYERS,
+            keeps_classifier=True,
+            epochs=6,
+            milestones=(3, 5),
+            lr=0.02,
+            score_thresholds=(0.0001, 0.0001),
+        ),
     ),
     Method(
         name="bacl",
@@ -301,6 +340,15 @@ _ENTRIES = (
         ),
         mask_predictor=NORMED_CONV,
         fc_cls_bias_prior=0.001,
+        second_stage=SecondStage(
+            first="bce",
+            trains=LAST_LAYERS,
+            keeps_classifier=True,
+            epochs=12,
+            milestones=(8, 11),
+            lr=0.02,
+            score_thresholds=(0.0001, 0.0001),
+        ),
     ),
     Method(
         name="rog",

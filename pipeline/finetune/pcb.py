@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
+from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
 
 
@@ -29,11 +30,13 @@ def sum_class_softmax(logits: Tensor, labels: Tensor, num_classes: int) -> Tenso
     Returns:
         (C, C + 1), sums in the first C columns and counts in the last, in the dtype of `logits`.
     """
+    classes = logits.clone()
+    classes[:, num_classes] = -torch.inf
+    rows = classes.softmax(dim=1)
+    rows[:, num_classes] = 1  # summed, the number of RoIs
     # Background RoIs go to a row of their own: boolean indexing would wait for the GPU.
     total = logits.new_zeros(num_classes + 1, num_classes + 1)
-    total[:, :-1].index_add_(0, labels, logits[:, :num_classes].softmax(dim=1))
-    total[:, -1].index_add_(0, labels, logits.new_ones(len(labels)))
-    return total[:-1]
+    return total.index_add_(0, labels, rows)[:-1]  # (N, C + 1) -> (C + 1, C + 1) -> (C, C + 1)
 
 
 @torch.no_grad()
@@ -66,15 +69,31 @@ def mixed_targets(confusion: Tensor, strength: float | Tensor) -> tuple[Tensor, 
     Returns:
         (C + 1, C + 1), row y the target of label y, the background's itself; and (C + 1,), a times entropy.
     """
-    size = len(confusion) + 1
-    pulled = confusion / confusion.sum(dim=0).clamp(min=torch.finfo(confusion.dtype).tiny)
-    entropies = F.pad(torch.special.entr(pulled).sum(dim=0), (0, 1))  # (C, C) -> (C) -> (C + 1)
-    targets = confusion.new_zeros(size, size)
-    targets[:-1, :-1] = pulled.T
-    targets[-1, -1] = 1
-    targets *= strength
+    tiny = torch.finfo(confusion.dtype).tiny
+    pulled = confusion / confusion.sum(dim=0).clamp(min=tiny)
+    entropies = -torch.linalg.vecdot(pulled, pulled.clamp(min=tiny).log_(), dim=0)  # (C, C) -> (C)
+    # transposed when it is whole: a transposed copy into a part of a matrix is slow
+    targets = F.pad(pulled.mul_(strength), (0, 1, 0, 1)).T.contiguous()  # (C, C) -> (C + 1, C + 1)
+    targets[-1, -1] = strength
     targets.diagonal().add_(1 - strength)
-    return targets, strength * entropies
+    return targets, strength * F.pad(entropies, (0, 1))  # (C) -> (C + 1)
+
+
+@torch.no_grad()
+def soft_target_losses(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with the target of each label, and its gradient.
+
+    Args:
+        logits: (N, K); labels: (N,) int64; targets: (labels, K), which need not sum to 1.
+
+    Returns:
+        (N,) losses and (N, K): probability times the target's sum, minus the target.
+    """
+    wanted = targets.index_select(0, labels)  # (labels, K) -> (N, K)
+    log_probs = logits.log_softmax(dim=1)
+    losses = -torch.linalg.vecdot(wanted, log_probs)  # (N, K), (N, K) -> (N)
+    sums = targets.sum(dim=1).index_select(0, labels)[:, None]  # (labels) -> (N) -> (N, 1)
+    return losses, log_probs.exp_().mul_(sums).sub_(wanted)
 
 
 class PCBLoss(BoxHeadLoss):
@@ -176,14 +195,14 @@ class PCBLoss(BoxHeadLoss):
         if self.training:
             is_used = None if label_weights is None else label_weights > 0
             self._learn(logits, labels if is_used is None else labels.where(is_used, self.num_classes))
-        log_probs = logits.log_softmax(dim=1)
         strength = self._strength()
         if strength > 0:
             is_ready = ((self.num_inst_cnt > 0) | ~self.is_awaited).all()
             targets, entropies = mixed_targets(self.confusion.to(logits.dtype), strength * is_ready)
-            losses = -(targets[labels] * log_probs).sum(dim=1) - entropies[labels]  # (N, C + 1) -> (N)
+            losses, gradients = soft_target_losses(logits, labels, targets)
+            losses = attach_gradients(logits, losses - entropies[labels], gradients)
         else:
-            losses = F.nll_loss(log_probs, labels, reduction="none")
+            losses = F.cross_entropy(logits, labels, reduction="none")
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     def _strength(self) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import SettingsError
+from pipeline.finetune.method import Method, SecondStage
 from pipeline.settings import setting
 
 Sampler = Literal["method", "random", "rfs", "irfs", "drb"]
@@ -19,9 +20,30 @@ class FinetuneRun:
         "`pretrain`: the pretrain stage's detector; `backbone`: what pre-training itself started from; "
         "`none`; or a file",
     )
+    stage1: str = setting(
+        "train",
+        "of a method with two stages: `train` it here, or the detector.pth of another run, which one file "
+        "can be for several methods",
+    )
     sampler: Sampler = setting("method", "`method`: the sampler its authors pair it with")
     match_pretrain_draws: bool = setting(
         False, "a control: as many images drawn as pre-training and this fine-tuning together"
+    )
+
+
+@dataclass(frozen=True)
+class SecondStageSettings:
+    """The second stage of the methods that have two: bags, acsl, loce, bacl."""
+
+    epochs: int | Literal["auto"] = setting("auto", "auto: the method's own (12; LOCE 6)", low=1)
+    milestones: tuple[int, ...] | Literal["auto"] = setting(
+        "auto", "auto: the method's own ([8, 11]; LOCE [3, 5]), at the same share of other epochs", low=1
+    )
+    lr: float | Literal["auto"] = setting(
+        "auto", "auto: the method's own (0.02; BAGS 0.01), for 16 images; not scaled to another batch", low=0
+    )
+    score_threshold: float | Literal["auto"] = setting(
+        "auto", "at test time; auto: the method's own (ACSL and BAGS 0, BAGS with masks 0.001)", low=0, high=1
     )
 
 
@@ -31,6 +53,12 @@ class FinetuneSettings:
 
     epochs: int = setting(12, "paper, Sec. 4.1: 1x", low=1)
     milestones: tuple[int, ...] = setting((8, 11), "paper, Sec. 4.1", low=1)
+    method_schedule: Literal["paper", "method"] = setting(
+        "paper",
+        "paper (A.1): the epochs and milestones above for every method, and for the first stage of two; "
+        "`method`: its authors' own instead (Seesaw, PCB, LOCE 24 [16, 22], others 12 [8, 11])",
+    )
+    second_stage: SecondStageSettings = setting(SecondStageSettings)
     batch_size: int = setting(16, "paper, Sec. 4.1: global, over all processes", low=1)
     lr: float = setting(0.02, "paper, Sec. 4.1: for the global batch", low=0)
     sgd_momentum: float = setting(0.9, "MMDetection", low=0, high=1)
@@ -39,7 +67,7 @@ class FinetuneSettings:
         "auto", "auto: the method's own (ECM: 10,000), but at most a tenth of the run", low=0
     )
     clip_norm: float | Literal["method"] | None = setting(
-        "method", "ECM clips at 5, the others not at all", low=0
+        "method", "ECM and ROG clip at 5, BAGS and ACSL at 35, the others not at all", low=0
     )
     short_sides: tuple[int, ...] = setting(
         (640, 672, 704, 736, 768, 800), "multi-scale, as previous methods", low=32
@@ -58,3 +86,29 @@ class FinetuneSettings:
 def resolve_warmup(asked: int | Literal["auto"], of_method: int, total_steps: int) -> int:
     """Steps of the linear warm-up."""
     return int(asked) if asked != "auto" else min(of_method, total_steps // 10)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of one training."""
+
+    epochs: int
+    milestones: tuple[int, ...]
+    lr: float  # for the global batch
+
+
+def first_recipe(method: Method, settings: FinetuneSettings) -> Recipe:
+    """Of a method with one stage, and of the first one of two."""
+    if settings.method_schedule == "method":
+        return Recipe(method.epochs, method.milestones, settings.lr)
+    return Recipe(settings.epochs, settings.milestones, settings.lr)
+
+
+def second_recipe(stage: SecondStage, settings: SecondStageSettings) -> Recipe:
+    """Of the second stage; milestones that nobody set keep their share of the epochs."""
+    epochs = stage.epochs if settings.epochs == "auto" else settings.epochs
+    if settings.milestones == "auto":
+        milestones = tuple(max(1, round(m * epochs / stage.epochs)) for m in stage.milestones)
+    else:
+        milestones = settings.milestones
+    return Recipe(epochs, milestones, stage.lr if settings.lr == "auto" else settings.lr)

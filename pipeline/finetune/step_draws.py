@@ -1,4 +1,4 @@
-"""Random draws of a loss that a resumed run repeats exactly, and choices that never wait for the GPU.
+"""Random draws that a resumed run repeats exactly, and choices that never wait for the GPU.
 
 The draws of a step follow from (seed, process, step) alone, and the step is a buffer: whoever loads the
 checkpoint continues with the next draw.  Nothing touches torch's global generator.
@@ -14,8 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def seeded_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that follows from the parts of a key; another kind of device draws other numbers."""
+    # A digest: torch's CPU generator takes only the low 32 bits of its seed, so that keys would overlap.
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
 class StepDraws(nn.Module):
-    """Random orders, new ones in every training step.
+    """A new generator in every training step.
 
     Args:
         seed: any whole number; processes of one run share it and still draw differently.
@@ -32,28 +39,27 @@ class StepDraws(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._step = 0  # the same number: reading the buffer would wait for the GPU
 
-    def orders(self, num_groups: int, num_rois: int, device: torch.device) -> Tensor:
-        """(G, N) int64, each row a random order of 0..N-1, drawn on the CPU: the same on every device.
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """This step's, for tensors on `device`: many numbers are drawn where they are used.
 
-        In training mode the next call draws others; in evaluation it repeats these.
+        In training mode the next call gives another one; in evaluation this one again.
         """
-        # torch's CPU generator uses 32 bits of its seed: hashed, or seeds and steps would overlap.
-        key = f"{self.seed}/{dist.get_rank() if _is_distributed() else 0}/{self._step}"
-        digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        generator = seeded_generator(self.seed, rank, self._step, device=device)
         if self.training:
             self._step += 1
             self.step += 1
+        return generator
+
+    def orders(self, num_groups: int, num_rois: int, device: torch.device) -> Tensor:
+        """(G, N) int64, each row a random order of 0..N-1, drawn on the CPU: the same on every device."""
+        generator = self.generator()
         rows = [torch.randperm(num_rois, generator=generator) for _ in range(num_groups)]
         return torch.stack(rows).to(device, non_blocking=True)  # G x (N) -> (G, N)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*arguments, **keywords)
         self._step = int(self.step)
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def choose(candidates: Tensor, num_chosen: Tensor, orders: Tensor) -> Tensor:

@@ -1,173 +1,107 @@
-"""From settings and files to a running fine-tuning with one long-tailed method, and to its detector."""
+"""From a plan to a running fine-tuning with one long-tailed method, and to its detector."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import pipeline.finetune as losses  # registers the methods' losses
-from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.loading import BatchSource
 from pipeline.data.single_view import SingleViewDataset
-from pipeline.detectors.build import build_model, model_config
+from pipeline.detectors.box_head import training_config
+from pipeline.detectors.build import build_model
 from pipeline.detectors.publish import publish_detector
-from pipeline.detectors.settings import DetectorSettings
 from pipeline.detectors.supervised import SupervisedModel
 from pipeline.detectors.weights import LoadReport, clone_state, load_initial
+from pipeline.engine.checkpoint import load_tensors, save_tensors
 from pipeline.engine.distributed import Process, share_of
-from pipeline.engine.loop import Hook, Trainer
+from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.engine.optimizer import sgd
-from pipeline.engine.schedule import Schedule, extended
-from pipeline.finetune.method import ClassCounts, Method
-from pipeline.finetune.methods import get_method
-from pipeline.finetune.settings import FinetuneRun, FinetuneSettings, resolve_warmup
-from pipeline.settings import setting
-from pipeline.stats.frequencies import CategoryFrequencies, categories_of_images
-from pipeline.stats.sampler import EpochSampler, build_sampler
+from pipeline.finetune import second_stage
+from pipeline.finetune.method import Method
+from pipeline.finetune.plan import FinetuneJob as FinetuneJob
+from pipeline.finetune.plan import FinetunePlan as FinetunePlan
 from pipeline.stats.schemes import alpha_schedule
-from pipeline.stats.settings import StatsSettings
-from pipeline.stats.tables import read_categories
 
 OWN_LOSSES = losses.__name__
 
 
-@dataclass(frozen=True)
-class FinetuneJob:
-    """All that decides a fine-tuning run; plain data."""
+class LossEpoch(Hook):
+    """Tells the loss which epoch it is in, from 1, if it asks: PCB changes late in training.
 
-    annotations: Path = setting(why="json of the training split")
-    images: Path = setting(why="its image folder")
-    stats: Path = setting(why="folder of the stats stage")
-    work: Path = setting(why="scratch folder of this run")
-    seed: int = setting(why="of every draw")
-    run: FinetuneRun = setting(why="the run")
-    detector: DetectorSettings = setting(DetectorSettings)
-    finetune: FinetuneSettings = setting(FinetuneSettings)
-    sampling: StatsSettings = setting(StatsSettings)
-    init: str | None = setting(None, "initial weights")
-    extra_draws: int = setting(0, "draws added to the schedule's own, for a control", low=0)
+    Comes after `Checkpoints`, because a checkpoint at the end of an epoch still holds that epoch.
+    """
+
+    def before_train(self, trainer: Trainer) -> None:
+        self._tell(trainer)
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        loss: Any = trainer.model.model.detector.roi_head.bbox_head.loss_cls
+        step = min(trainer.step, trainer.schedule.total - 1)
+        epoch = trainer.schedule.epoch_of(step) + 1
+        if getattr(loss, "epoch", epoch) != epoch:
+            loss.epoch = epoch
 
 
-class FinetunePlan:
-    """What follows from a job without building a network."""
-
-    def __init__(self, job: FinetuneJob) -> None:
-        self.job = job
-        self.method: Method = get_method(job.run.method)
-
-    @cached_property
-    def annotations(self) -> Annotations:
-        """The training split."""
-        return read_annotations(self.job.annotations)
-
-    @cached_property
-    def frequencies(self) -> CategoryFrequencies:
-        """Of the training split."""
-        return read_categories(self.job.stats / "categories.parquet")
-
-    @cached_property
-    def sampler(self) -> EpochSampler:
-        """Which images every epoch draws."""
-        return self._sampler(self._epochs_for(self._steps_without_extra + self._extra_steps))
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The 1x schedule, or that schedule stretched to the control's draws."""
-        base = self._own_schedule
-        if not self._extra_steps:
-            return base
-        steps = tuple(int(n) for n in self.sampler.lengths())
-        return extended(base, base.total + self._extra_steps, steps)
-
-    @property
-    def images_drawn(self) -> int:
-        """Draws of the whole run."""
-        return self.schedule.total * self.job.finetune.batch_size
-
-    @cached_property
-    def _own_schedule(self) -> Schedule:
-        settings = self.job.finetune
-        lengths = tuple(int(n) for n in self._sampler(settings.epochs).lengths())
-        warmup = resolve_warmup(settings.warmup_steps, self.method.warmup_iterations, sum(lengths))
-        return Schedule(
-            lengths, settings.milestones, settings.lr, warmup, warmup_factor=self.method.warmup_start_factor
-        )
-
-    @property
-    def _steps_without_extra(self) -> int:
-        return self._own_schedule.total
-
-    @property
-    def _extra_steps(self) -> int:
-        return self.job.extra_draws // self.job.finetune.batch_size
-
-    def _epochs_for(self, steps: int) -> int:
-        """Enough epochs of about the own length to hold `steps`; one spare, as lengths are drawn."""
-        own = self._own_schedule
-        return 1 - (-steps // min(own.epoch_steps)) if steps > own.total else self.job.finetune.epochs
-
-    def _sampler(self, epochs: int) -> EpochSampler:
-        settings, run = self.job.finetune, self.job.run
-        sizes = self.annotations.sizes_wh
-        return build_sampler(
-            self.method.sampler if run.sampler == "method" else run.sampler,
-            self.frequencies,
-            categories_of_images(self.annotations),
-            epochs,
-            self.job.sampling,
-            settings.batch_size,
-            self.job.seed,
-            is_portrait=sizes[:, 1] > sizes[:, 0],
-        )
-
-    def warnings(self) -> list[str]:
-        """Choices that are legal but probably not meant."""
-        found = []
-        sampler = self.method.sampler if self.job.run.sampler == "method" else self.job.run.sampler
-        if sampler != "random" and self.sampler.all_ones:
-            found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")
-        if self.job.init is None and self.job.detector.norm == "frozen-bn":
-            found.append(
-                "no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn"
-            )
-        return found
-
-    def model_config(self) -> dict[str, Any]:
-        """MMDetection's config of the detector with the method's heads."""
-        num_classes = len(self.annotations.category_ids)
-        counts = ClassCounts(
-            self.frequencies.image_count.tolist(),
-            self.frequencies.instance_count.tolist(),
-            self.frequencies.num_images,
-        )
-        return model_config(
-            self.job.detector,
-            num_classes,
-            box_head=self.method.bbox_head(num_classes, counts),
-            mask_head=self.method.mask_head(num_classes),
-        )
+def build_untrained(plan: FinetunePlan) -> nn.Module:
+    """The detector before any weights are loaded; raises what its loss has against the annotations."""
+    return build_model(training_config(plan.model_config()), plan.job.seed)
 
 
 def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
-    """The detector with its initial weights, and the account of them."""
-    job = plan.job
-    detector = build_model(plan.model_config(), job.seed)
-    drop = {}
+    """The detector with its initial weights, what shall not train frozen, and the account of the weights.
+
+    Raises:
+        MissingInput, InputError, MismatchedInput: the weights do not fit, see `load_initial` and, of a second
+            stage, `pipeline.finetune.second_stage`.
+    """
+    detector = build_untrained(plan)
+    if plan.second_stage is not None:
+        return detector, _load_first(plan, detector, plan.second_stage.trains)
+    drop = _running_state(detector)
     if not _is_softmax(plan.method):
-        drop["roi_head.bbox_head.fc_cls"] = f"{plan.method.name} classifies in another way than pre-training"
+        drop[second_stage.CLASSIFIER] = f"{plan.method.name} classifies in another way than pre-training"
     if plan.method.mask_predictor is not None:
-        drop["roi_head.mask_head.conv_logits"] = f"{plan.method.name} has another mask predictor"
+        drop[second_stage.MASK_PREDICTOR] = f"{plan.asked.name} has another mask predictor"
     report = load_initial(
         detector,
-        Path(job.init) if job.init else None,
+        Path(plan.job.init) if plan.job.init else None,
         classes=plan.annotations.category_names,
         drop=drop,
-        allow_partial=job.finetune.allow_partial,
+        allow_partial=plan.job.finetune.allow_partial,
     )
     return detector, report
+
+
+def _load_first(plan: FinetunePlan, detector: nn.Module, trains: Sequence[str]) -> LoadReport:
+    """Load the first stage's detector, and freeze what the second one leaves alone."""
+    assert plan.job.init is not None, "a second stage starts from the first"
+    path, classes = Path(plan.job.init), plan.annotations.category_names
+    first = second_stage.read_first(path)
+    second_stage.refuse_other_classes(path, first, classes)
+    drop = _running_state(detector) | second_stage.parts_to_renew(plan.method, first)
+    if second_stage.CLASSIFIER not in drop:
+        second_stage.refuse_other_width(path, first, detector)
+    allowed = plan.job.finetune.allow_partial
+    report = load_initial(detector, path, classes=classes, drop=drop, allow_partial=allowed)
+    second_stage.freeze_all_but(detector, trains)
+    second_stage.refuse_frozen_but_new(path, report, detector)
+    return report
+
+
+def _running_state(detector: nn.Module) -> dict[str, str]:
+    """The loss, and modules of the heads without parameters: what they have counted is of their own run."""
+    parts, head = ["roi_head.bbox_head.loss_cls"], detector.roi_head
+    assert isinstance(head, nn.Module), "two-stage detectors have RoI heads"
+    for name, module in head.named_modules(prefix="roi_head"):
+        is_counting = any(True for _ in module.buffers()) and not any(True for _ in module.parameters())
+        if is_counting and not any(name.startswith(f"{part}.") for part in parts):
+            parts.append(name)
+    return dict.fromkeys(parts, "running state starts empty")
 
 
 def _is_softmax(method: Method) -> bool:
@@ -204,13 +138,13 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     )
     return Trainer(
         model,
-        sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
+        sgd(model, plan.recipe.lr, settings.sgd_momentum, settings.weight_decay),
         plan.schedule,
         source,
         images_per_step=settings.batch_size,
         process=process,
         clip_norm=plan.method.grad_clip if settings.clip_norm == "method" else settings.clip_norm,
-        hooks=hooks,
+        hooks=[*hooks, LossEpoch()],
         describe=_describe(plan),
     )
 
@@ -223,8 +157,30 @@ def _describe(plan: FinetunePlan) -> Any:
     return lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])}
 
 
-def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path) -> None:
-    """Write detector.pth and config.py from the last checkpoint's model state."""
+def drawn_by(weights: Path | None) -> int:
+    """Images drawn on the way to a file of weights: a detector of ours says so itself, others count as 0."""
+    meta = {} if weights is None else load_tensors(weights).get("meta")
+    if not isinstance(meta, dict):
+        return 0
+    return int(meta.get("images_drawn_with_init", meta.get("images_drawn", 0)))
+
+
+def save_first(plan: FinetunePlan, state: dict[str, Any], path: Path) -> None:
+    """Write a first stage's detector for the second one, from the last checkpoint's model state."""
+    classes = {"dataset_meta": {"classes": list(plan.annotations.category_names)}}
+    weights = clone_state(state, SupervisedModel.PREFIX)
+    save_tensors(path, {"state_dict": weights, "meta": {**classes, **_meta(plan)}})
+
+
+def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path, drawn: dict[str, int]) -> None:
+    """Write detector.pth and config.py from the last checkpoint's model state.
+
+    Args:
+        plan: of the last stage.
+        state: of its model.
+        folder: of the product.
+        drawn: `images_drawn` and `images_drawn_with_init` of all its stages.
+    """
     settings = plan.job.finetune
     publish_detector(
         folder,
@@ -232,6 +188,14 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path) -> None:
         plan.model_config(),
         plan.annotations.category_names,
         (settings.long_side, max(settings.short_sides)),
-        {"stage": "finetune", "images_drawn": plan.images_drawn, "classifier": plan.method.name},
+        {**_meta(plan), **drawn},
         custom_imports=() if _is_softmax(plan.method) else (OWN_LOSSES,),
     )
+
+
+def _meta(plan: FinetunePlan) -> dict[str, str]:
+    """What a later stage needs to know of the detector's last layers."""
+    meta = {"stage": "finetune", "classifier": plan.method.name}
+    if plan.job.detector.type == "mask-rcnn":
+        meta["mask_predictor"] = second_stage.mask_predictor_of(plan.method)
+    return meta

@@ -1,4 +1,4 @@
-"""What the second stages of LOCE and BACL share: boxes around objects, classes drawn by weakness, the draws.
+"""What the second stages of LOCE and BACL share: boxes around objects, classes drawn by weakness.
 
 Both keep what they know of a class from boxes jittered around its objects (official: fcjian/LOCE,
 mmdet/models/utils/mfs.py; Tianhao-Qi/BACL, mmdet/models/utils/bbox_generator.py), and give the classes that
@@ -7,43 +7,13 @@ do badly more of it.
 G = objects, C = foreground classes.
 """
 
-import hashlib
 import itertools
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 NUM_JITTERED = 16  # the corners of a box move outwards or inwards: 2^4 combinations of signs
 LARGEST_SHIFT = 1 / 6  # of the box's width and height
-
-
-class UniformDraws(nn.Module):
-    """Uniform numbers that follow from (seed, process, draw) alone; the global generator is left alone.
-
-    Args:
-        seed: any whole number; processes of one run share it and still draw differently.
-
-    Attributes:
-        step: () int64 buffer: draws so far, so that a resumed run continues with the next one.
-    """
-
-    step: Tensor
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.seed = seed
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def draw(self, count: int) -> Tensor:
-        """(count,) float32 numbers in [0, 1) on the CPU; others at the next call."""
-        # Read by the host: mmdet's head waits for the GPU in every step anyway, to know avg_factor.
-        step = int(self.step)
-        self.step += 1
-        process = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        # A digest, because torch's CPU generator takes only the low 32 bits of its seed.
-        digest = hashlib.blake2b(f"{self.seed}/{process}/{step}".encode(), digest_size=4).digest()
-        return torch.rand(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
 
 
 def jittered_boxes(boxes: Tensor, uniform: Tensor, image_wh: tuple[float, float]) -> Tensor:

@@ -1,0 +1,95 @@
+"""RoI heads of LOCE, BACL and PCB on two processes, one of which has neither object nor RoI: no one waits.
+
+In the first step the first process has two images with objects and the second process nothing, in the second
+step the other way round.
+"""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_heads import proposals, pyramid, tiny_head, two_images, without_objects
+
+HEADS = {
+    "loce": {"type": "twodrcl.MemoryRoIHead"},
+    "bacl": {"type": "twodrcl.HallucinationRoIHead"},
+    "pcb": {"type": "twodrcl.IterativeRoIHead"},
+}
+
+
+def step(head, number, has_objects):
+    samples = two_images() if has_objects else without_objects()
+    losses = head.loss(pyramid(number), proposals(30 if has_objects else 0, seed=number), samples)
+    (losses["loss_cls"] + losses["loss_bbox"]).backward()
+    assert all(p.grad is not None for p in head.bbox_head.parameters())
+    assert all(value.isfinite() for value in losses.values())
+
+
+def run_in_a_process(rank, folder):
+    patience = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+    states = {}
+    for method, settings in HEADS.items():
+        head = tiny_head(method, **settings)
+        for number in range(2):
+            step(head, number, has_objects=rank == number)
+        states[method] = head.state_dict()
+    dist.destroy_process_group()
+    torch.save(states, f"{folder}/{rank}.pth")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """State dicts of all heads on both processes."""
+    folder = str(tmp_path_factory.mktemp("processes"))
+    other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
+    run_in_a_process(1, folder)  # a second child would only double the seconds of importing
+    while not other.join():
+        pass
+    return [torch.load(f"{folder}/{rank}.pth", weights_only=True) for rank in (0, 1)]
+
+
+def one_process(method):
+    """The same two steps, and nothing else, on one process."""
+    head = tiny_head(method, **HEADS[method])
+    for number in range(2):
+        step(head, number, has_objects=True)
+    return head.state_dict()
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_processes_agree(both, method):
+    first, second = (states[method] for states in both)
+    for name, value in first.items():
+        if name.endswith("_extra_state"):
+            assert all(torch.equal(value[key], second[name][key]) for key in value)
+        else:
+            assert torch.equal(value, second[name]), name
+
+
+def test_memory_is_that_of_one_process(both):
+    name = "class_features._extra_state"
+    expected = one_process("loce")[name]
+    assert expected["num_filled"].tolist() == [32, 0, 64, 32]
+    for key, value in expected.items():
+        assert torch.equal(both[0]["loce"][name][key], value), key
+    assert (both[0]["loce"]["bbox_head.loss_cls.mean_score"][[0, 2, 3]] != 0.01).all()
+
+
+def test_gaussians_are_those_of_one_process(both):
+    expected = one_process("bacl")
+    for kind in ("feature_prototype", "feature_variance", "feature_used"):
+        name = f"class_features.{kind}"
+        torch.testing.assert_close(both[0]["bacl"][name], expected[name], rtol=1e-5, atol=1e-7)
+    assert expected["class_features.feature_used"].tolist() == [1, 0, 1, 1]
+
+
+def test_pcb_learns_as_one_process(both):
+    """It draws nothing, so here the whole state of the loss must be the same."""
+    expected = one_process("pcb")
+    for kind in ("confusion", "num_inst_cnt"):
+        name = f"bbox_head.loss_cls.{kind}"
+        assert expected[name].any()
+        torch.testing.assert_close(both[0]["pcb"][name], expected[name])
