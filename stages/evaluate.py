@@ -106,7 +106,7 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
 
 def _detect(order: Order, annotations: Annotations, split: Split, weights: Path | None) -> Predictions:
     """Run the detector over the split."""
-    import pipeline.finetune  # registers the methods' losses, which decide how logits become scores
+    import pipeline.finetune.heads  # registers the methods' losses and heads, which decide on the scores
     from pipeline.detectors.inference import detect
     from pipeline.detectors.publish import load_published
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.boxes import area, clip, iou, transform, visible_fraction
+from pipeline.data.boxes import are_corners, area, clip, corner_votes, iou, transform, visible_fraction
 
 
 def random_boxes(rng: np.random.Generator, count: int, whole: bool = False) -> np.ndarray:
@@ -71,3 +71,33 @@ def test_transform_bounds_the_four_corners() -> None:
             xs, ys = [c[0] / c[2] for c in corners], [c[1] / c[2] for c in corners]
             np.testing.assert_allclose(moved, [min(xs), min(ys), max(xs), max(ys)], rtol=1e-9, atol=1e-9)
     assert transform(np.zeros((0, 4)), np.eye(3)).shape == (0, 4)
+
+
+def test_votes_of_single_boxes() -> None:
+    boxes = np.array(
+        [
+            [50, 40, 90, 70],  # corners: 140 is beyond 100
+            [10, 10, 20, 30],  # both
+            [60, 40, 41, 35],  # over the border by one pixel, which is let pass; no corners, 41 < 60
+            [60, 40, 41.5, 35],  # over it by more
+            [10, 10, 120, 30],  # leaves the image either way
+        ]
+    )
+    votes = corner_votes(boxes, np.full((5, 2), [100, 80]))
+    assert votes.tolist() == [[True, True], [False, True], [False, False], [True, False], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("leave", "boxes", "total", "expected"),
+    [
+        (9, 9, 9, False),  # too few
+        (10, 10, 10, True),
+        (500, 1000, 1000, False),
+        (501, 1000, 1000, True),
+        (1000, 990, 1000, False),
+        (1000, 991, 1000, True),
+        (0, 0, 0, False),
+    ],
+)
+def test_the_judgement_needs_most_boxes(leave: int, boxes: int, total: int, expected: bool) -> None:
+    assert are_corners(np.array([leave, boxes]), total) is expected

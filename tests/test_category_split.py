@@ -1,8 +1,11 @@
 """Seen categories by name, and what is left to train on."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,33 @@ def test_no_such_file(tmp_path: Path) -> None:
         seen_categories(str(tmp_path / "names.txt"), annotations)
     with pytest.raises(InputError, match="cannot be read"):
         absent_names(str(tmp_path), annotations)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    annotations = split(tmp_path, "zebra", "cat")
+    path = tmp_path / "names.txt"
+    path.write_text("zebra\n", encoding="utf-8-sig")
+    assert seen_categories(str(path), annotations).tolist() == [True, False]
+    assert absent_names(str(path), annotations) == []
+
+
+@contextlib.contextmanager
+def pipe(path: Path) -> Iterator[None]:
+    """A named pipe that gives nothing to whoever opens it, as often as that happens: nobody hangs."""
+    os.mkfifo(path)
+    writer = subprocess.Popen(["sh", "-c", 'while :; do : > "$0"; done', path])
+    try:
+        yield
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    annotations = split(tmp_path, "zebra", "cat")
+    match = r"names\.txt cannot be read: it is not a regular file"
+    with pipe(tmp_path / "names.txt"), pytest.raises(InputError, match=match):
+        seen_categories(str(tmp_path / "names.txt"), annotations)
 
 
 def test_unseen_objects_are_not_trainable(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Anybody's boxes: every accepted form means the same, and every fault is refused by name."""
 
+import contextlib
 import json
+import os
 import pickle
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import pytest
 
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import InputError, MissingInput
+from pipeline.proposals import import_json
 from pipeline.proposals.importing import Imported, imported
 from pipeline.proposals.writer import write_proposals
 
 WIDTH, HEIGHT = 100, 80
+CORNERS = ("x1", "y1", "x2", "y2")
 # id -> file name; not in the order of the ids
 NAMES = {9: "a/0009.jpg", 4: "b/second.jpg", 30: "third.png", 2: "fourth.jpg"}
 # image, xyxy, score; in no order
@@ -381,3 +386,211 @@ def test_pandas_writes_what_is_read(tmp_path: Path, annotations: Annotations) ->
     frame.to_parquet(tmp_path / "boxes.parquet")
     found = dict(imported(tmp_path / "boxes.parquet", annotations)(range(4)))
     assert sorted(map(tuple, found[4][0].tolist())) == sorted(map(tuple, WANTED[4][0]))
+
+
+# --- corners in place of sizes ----------------------------------------------------------------------------
+
+
+def corners(count: int) -> list[list[float]]:
+    """Boxes of the right half of an image: x1, y1, x2, y2."""
+    return [[40 + i, 30, 70 + i, 75] for i in range(count)]
+
+
+@pytest.mark.parametrize("form", ["json", "x y w h", "x y width height", "folder"])
+def test_corners_in_place_of_sizes(tmp_path: Path, annotations: Annotations, form: str) -> None:
+    def write(boxes: list[list[float]]) -> Path:
+        keys = [4 if i % 2 else 9 for i in range(len(boxes))]
+        if form == "json":
+            return write_json(
+                tmp_path, [{"image_id": k, "bbox": b} for k, b in zip(keys, boxes, strict=True)]
+            )
+        names = "xywh" if form == "folder" else form.split()
+        columns = {n: [float(b[k]) for b in boxes] for k, n in enumerate(names)} | {"image_id": keys}
+        if form != "folder":
+            return write_parquet(tmp_path, columns)
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        for part, rows in (("a", slice(0, 6)), ("b", slice(6, None))):  # each too few to judge
+            write_parquet(tmp_path / "parts", {n: v[rows] for n, v in columns.items()}, f"{part}.parquet")
+        return tmp_path / "parts"
+
+    refusal = refused(write(corners(12)), annotations, "look like x1, y1, x2, y2.* 100% .* in images 9, 4$")
+    assert "write x, y, width, height" in refusal.hint and "columns x1, y1, x2, y2" in refusal.hint
+    assert len(imported(write(corners(9)), annotations).boxes) == 9  # too few to tell
+    assert len(imported(write([xywh(b) for b in corners(12)]), annotations).boxes) == 12
+
+
+def test_forms_that_are_corners_are_not_judged(tmp_path: Path, annotations: Annotations) -> None:
+    path = write_json(tmp_path, {"4": corners(12)})
+    assert len(imported(path, annotations).boxes) == 12
+    far = [[90, 70, 99, 79]] * 12  # as sizes they would leave the image
+    path = write_parquet(
+        tmp_path, {"image_id": [4] * 12, **{c: [float(b[k]) for b in far] for k, c in enumerate(CORNERS)}}
+    )
+    assert len(imported(path, annotations).boxes) == 12
+
+
+# --- folders that say what belongs to them ----------------------------------------------------------------
+
+
+@pytest.fixture
+def product(tmp_path: Path, annotations: Annotations) -> Path:
+    boxes = {
+        i: (np.array(b, np.float32).reshape(-1, 4), np.array(s, np.float32)) for i, (b, s) in WANTED.items()
+    }
+    write_proposals(tmp_path / "product", annotations, boxes, "oln", "0" * 64, rows_per_part=2)
+    return tmp_path / "product"
+
+
+@pytest.mark.parametrize("place", [".", "proposals"])
+def test_a_missing_part_is_noticed(product: Path, annotations: Annotations, place: str) -> None:
+    assert_wanted(imported(product / place, annotations))
+    (product / "proposals/part-00001.parquet").unlink()
+    with pytest.raises(InputError, match="images 9 have not as many rows as num_proposals") as caught:
+        imported(product / place, annotations)
+    assert "a whole copy?" in caught.value.hint and caught.value.exit_code == 3
+
+
+def test_a_flat_copy_is_checked_alike(product: Path, tmp_path: Path, annotations: Annotations) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in product.rglob("*.parquet"):
+        (flat / file.name).write_bytes(file.read_bytes())
+    assert_wanted(imported(flat, annotations))
+    (flat / "part-00000.parquet").unlink()
+    refused(flat, annotations, "have not as many rows as num_proposals says")
+
+
+def test_parts_of_another_run(product: Path, tmp_path: Path, annotations: Annotations) -> None:
+    boxes = {4: (np.array([[1, 2, 30, 40]], np.float32), np.ones(1, np.float32))}
+    write_proposals(tmp_path / "other", annotations, boxes, "oln", "1" * 64)
+    part = product / "proposals/part-00000.parquet"
+    part.write_bytes((tmp_path / "other/proposals/part-00000.parquet").read_bytes())
+    refused(product, annotations, "come from different runs")
+
+
+def test_parts_alone_are_taken_as_they_are(product: Path, annotations: Annotations) -> None:
+    (product / "images.parquet").unlink()
+    assert_wanted(imported(product, annotations))
+
+
+# --- what would be waited for for ever --------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def pipe(path: Path) -> Iterator[None]:
+    """A named pipe that gives nothing to whoever opens it, as often as that happens: nobody hangs."""
+    os.mkfifo(path)
+    writer = subprocess.Popen(["sh", "-c", 'while :; do : > "$0"; done', path])
+    try:
+        yield
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@pytest.mark.parametrize("name", ["boxes.json", "boxes.pkl", "parts/boxes.parquet", "parts/images.parquet"])
+def test_pipes_are_not_opened(tmp_path: Path, annotations: Annotations, name: str) -> None:
+    (tmp_path / "parts").mkdir()
+    write_parquet(tmp_path / "parts", columns_of("x1 y1 x2 y2"), "one.parquet")
+    with pipe(tmp_path / name), pytest.raises(InputError, match=f"{name} is not a regular file"):
+        imported(tmp_path / "parts" if "/" in name else tmp_path / name, annotations)
+
+
+# --- numbers beyond the types -----------------------------------------------------------------------------
+
+
+def test_scores_beyond_float32(tmp_path: Path, annotations: Annotations) -> None:
+    records = coco()
+    records[1]["score"] = 1e39
+    refusal = refused(write_json(tmp_path, records), annotations, "too large for 32-bit floats .* images 9$")
+    assert "scale the scores" in refusal.hint
+    columns = columns_of("x1 y1 x2 y2")
+    columns["score"][3] = -1e39
+    refused(write_parquet(tmp_path, columns), annotations, "too large for 32-bit floats .* images 2$")
+    records[1]["score"] = 3.4e38
+    assert imported(write_json(tmp_path, records), annotations).scores.max() == np.float32(3.4e38)
+
+
+def test_sizes_beyond_float64(tmp_path: Path, annotations: Annotations) -> None:
+    records = coco()
+    records[1]["bbox"] = [1e308, 1, 1e308, 5]
+    refused(write_json(tmp_path, records), annotations, "NaN or infinite in images 9$")
+
+
+# --- the two readers of JSON ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow reader fails."""
+
+    def slow(*_: Any) -> None:
+        raise AssertionError("read by the slow reader")
+
+    monkeypatch.setattr(import_json, "_any_rows", slow)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        coco(),
+        coco(lambda i: NAMES[i]),
+        mapping(),
+        mapping(lambda i: f"d\u00e4ta/{NAMES[i]}"),
+        [{k: v for k, v in r.items() if k != "score"} for r in coco()],
+        [coco()[0], {"bbox": [1, 2, 3, 4], "image_id": 9, "segmentation": {"counts": "[{"}}],
+        {k: [row[:4] for row in rows] for k, rows in mapping().items()},
+    ],
+)
+@pytest.mark.usefixtures("only_typed")
+def test_files_as_they_should_be_are_read_fast(
+    tmp_path: Path, annotations: Annotations, content: Any
+) -> None:
+    for text in (json.dumps(content), json.dumps(content, indent=1, ensure_ascii=False)):
+        path = tmp_path / "boxes.json"
+        path.write_text(text, encoding="utf-8-sig")
+        assert len(imported(path, annotations).boxes)
+
+
+@pytest.mark.parametrize("form", ["records", "mapping"])
+def test_both_readers_read_the_same(tmp_path: Path, form: str) -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.uniform(0, 1e3, (50, 4)).tolist(), rng.normal(size=50).tolist()
+    keys = rng.integers(0, 20, 50).tolist()
+    content: Any = {}
+    if form == "records":
+        content = [
+            {"image_id": k, "bbox": b, **({"score": s} if k % 3 else {})}
+            for k, b, s in zip(keys, boxes, scores, strict=True)
+        ]
+    else:
+        for k, b, s in zip(keys, boxes, scores, strict=True):
+            content.setdefault(str(k), []).append([*b, s] if k % 3 else b)
+    fast = import_json.json_rows(write_json(tmp_path, content))
+    slow = import_json._any_rows(json.dumps(content).encode(), tmp_path)
+    assert fast.keys == slow.keys and fast.has_sizes == slow.has_sizes == (form == "records")
+    assert np.array_equal(fast.numbers, slow.numbers) and np.array_equal(fast.scores, slow.scores)
+    assert fast.numbers.shape == (50, 4) and (fast.scores == 1).sum() == sum(k % 3 == 0 for k in keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('[{"image_id": 4, "bbox": [1, 2, 3, 4], "image_id": 9}]', "a key appears twice: image_id"),
+        ('[{"image_id": 4, "bbox": [1, 2, 3, 4], "bbox": [1, 2, 3, 5]}]', "a key appears twice: bbox"),
+        ('[{"image_id": 4, "bbox": [1, 2, 3, 4], "score": 1, "score": 2}]', "a key appears twice: score"),
+        ('[{"image_id": 4, "bbox": [1, 2, 3, 4], "name": "\xff"}]', "not valid JSON: .*codec"),
+        ('[{"image_id": 4, "bbox": [1, 2, 3, 4]}] []', "not valid JSON: Extra data"),
+    ],
+)
+def test_what_the_typed_reader_would_overlook(
+    tmp_path: Path, annotations: Annotations, text: str, match: str
+) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_bytes(text.encode("latin-1"))
+    refused(path, annotations, match)
+
+
+def test_nan_in_what_nobody_reads(tmp_path: Path, annotations: Annotations) -> None:
+    records = [record | {"area": float("nan"), "about": {"bbox": 1, "score": 2}} for record in coco()]
+    assert_wanted(imported(write_json(tmp_path, records), annotations))

@@ -18,13 +18,14 @@ from msgspec import UNSET, UnsetType
 
 from pipeline import user_cache
 from pipeline.data import annotation_records as fields
+from pipeline.data import id_lookup
 from pipeline.data.annotation_records import AnnotationRecord, ImageRecord
+from pipeline.data.boxes import are_corners, corner_votes
 from pipeline.data.json_records import Chunk, stream
 from pipeline.data.twin_keys import TwinKeys
 from pipeline.errors import InputError, first_ten
 
 LOG = logging.getLogger(__name__)
-FEWEST_TO_JUDGE = 10  # boxes
 
 
 def parsed(path: Path, digest: str) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def parsed(path: Path, digest: str) -> dict[str, Any]:
 
 def _own_digest() -> str:
     """Of the modules that decide what the columns are: columns that another version kept are not these."""
-    sources = [Path(module) for module in (__file__, fields.__file__)]
+    sources = [Path(module) for module in (__file__, fields.__file__, id_lookup.__file__)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
@@ -210,13 +211,10 @@ def _whole(values: Iterable[int]) -> np.ndarray:
 
 
 def _refuse_corners(xywh: np.ndarray, sizes_wh: np.ndarray, ids: np.ndarray, path: Path) -> None:
-    """Refuse boxes that are corners (x1, y1, x2, y2), to judge by all of them.
-
-    Read as x, y, width, height, most corners reach over the border; read as corners, they never do.
-    """
-    is_outside = (xywh[:, :2] + xywh[:, 2:] > sizes_wh + 1).any(axis=1)
-    are_corners = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes_wh + 1)).all(axis=1)
-    if len(ids) >= FEWEST_TO_JUDGE and is_outside.mean() > 0.5 and are_corners.mean() > 0.99:
+    """Refuse boxes that are corners (x1, y1, x2, y2), to judge by all of them."""
+    votes = corner_votes(xywh, sizes_wh)
+    if are_corners(votes.sum(axis=0), len(ids)):
+        is_outside = votes[:, 0]
         raise InputError(
             f"{path}: bbox looks like x1, y1, x2, y2: read as x, y, width, height, {is_outside.mean():.0%} "
             f"of the boxes leave their image, such as annotations {first_ten(ids[is_outside].tolist())}",
@@ -237,12 +235,11 @@ def _unique(ids: list[int] | np.ndarray, what: str, path: Path) -> np.ndarray:
 
 def _positions(wanted: np.ndarray, known: np.ndarray, key: str, ids: np.ndarray, path: Path) -> np.ndarray:
     """(A,) int64 position in `known` of each wanted id."""
-    order = np.argsort(known, kind="stable")
-    found = order[np.searchsorted(known[order], wanted).clip(max=len(known) - 1)]
-    unknown = ids[known[found] != wanted].tolist()
+    found = id_lookup.positions(wanted, known)
+    unknown = ids[found == id_lookup.UNKNOWN].tolist()
     if unknown:
         raise InputError(
             f"{path}: {len(unknown)} annotations name an unknown {key} (annotation ids {first_ten(unknown)})",
             "annotations must only point to images and categories listed in the same file",
         )
-    return found.astype(np.int64)
+    return found

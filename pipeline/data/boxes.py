@@ -2,6 +2,8 @@
 
 import numpy as np
 
+FEWEST_TO_JUDGE = 10  # boxes
+
 
 def area(boxes: np.ndarray) -> np.ndarray:
     """(N,) areas; empty boxes have 0."""
@@ -37,3 +39,31 @@ def visible_fraction(boxes: np.ndarray, width: float, height: float) -> np.ndarr
     whole = area(boxes)
     inside = area(clip(boxes, width, height))
     return np.divide(inside, whole, out=np.zeros_like(whole), where=whole > 0)
+
+
+def corner_votes(xywh: np.ndarray, sizes_wh: np.ndarray) -> np.ndarray:
+    """What each box says on whether x, y, width, height are really corners, for `are_corners`.
+
+    Read as x, y, width, height, most corners reach over the border; read as corners, they never do.
+
+    Args:
+        xywh: (N, 4) as they were written.
+        sizes_wh: (N, 2) of the image of each box.
+
+    Returns:
+        (N, 2) bool: whether it leaves its image as x, y, width, height; whether it is a box inside it as
+        corners.
+    """
+    leaves = (xywh[:, :2] + xywh[:, 2:] > sizes_wh + 1).any(axis=1)
+    is_box = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes_wh + 1)).all(axis=1)
+    return np.stack([leaves, is_box], axis=1)  # 2 x (N,) -> (N, 2)
+
+
+def are_corners(votes: np.ndarray, num_boxes: int) -> bool:
+    """Whether a file's x, y, width, height are x1, y1, x2, y2, to judge by all of its boxes.
+
+    Args:
+        votes: (2,) number of boxes of each kind of `corner_votes`.
+        num_boxes: how many voted; a few may really be that odd.
+    """
+    return bool(num_boxes >= FEWEST_TO_JUDGE and votes[0] > 0.5 * num_boxes and votes[1] > 0.99 * num_boxes)

@@ -103,8 +103,10 @@ def _names(seen: str) -> tuple[str, ...]:
     file = names_file(seen)
     if file is None:
         return VOC
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise InputError(f"the names of the seen split {seen} cannot be read: it is not a regular file")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin with an invisible mark
     except FileNotFoundError:
         raise MissingInput(f"the seen split {seen} is neither all nor voc, nor a file that exists") from None
     except (OSError, ValueError) as problem:  # ValueError: not UTF-8

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from pipeline.data import id_lookup
 from pipeline.data.coco_lt import TRAIN2017, Columns, Id, Selection
 from pipeline.data.coco_lt_counts import PublishedSplit
 from pipeline.data.json_records import stream
@@ -146,9 +147,8 @@ def _positions(
     path: Path, what: str, wanted: np.ndarray, known: np.ndarray, annotation_ids: np.ndarray
 ) -> np.ndarray:
     """(A,) int64 positions of the ids `wanted` (A,) in `known`."""
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    bad = annotation_ids[known[found] != wanted]
+    found = id_lookup.positions(wanted, known)
+    bad = annotation_ids[found == id_lookup.UNKNOWN]
     if len(bad):
         raise InputError(
             f"{path}: {len(bad)} annotations name an unknown {what}_id: {first_ten(bad.tolist())}"

@@ -9,7 +9,7 @@ import difflib
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.finetune.method import ClassCounts, Method, SecondStage
+from pipeline.finetune.method import SCOPE, ClassCounts, Method, SecondStage
 
 NORMED_LINEAR = {"type": "NormedLinear", "tempearture": 20}  # mmdet spells the keyword so
 NORMED_CONV = {"type": "NormedConv2d", "tempearture": 20}
@@ -301,6 +301,7 @@ _ENTRIES = (
         ),
         epochs=24,
         milestones=(16, 22),
+        roi_head={"type": f"{SCOPE}.IterativeRoIHead", "pass_weights": [0.2, 0.2, 0.6]},
         epoch_arguments=("start_epoch",),
     ),
     Method(
@@ -310,6 +311,10 @@ _ENTRIES = (
         loss_arguments=_loce,
         score="softmax over C + 1 columns, without the margin",
         sampler="random",
+        training_roi_head={
+            "type": f"{SCOPE}.MemoryRoIHead",
+            "memory": {"queue_size": 80, "sampled_num_classes": 8, "sampled_num_features": 4},
+        },
         reference=(
             "Feng et al., Exploring Classification Equilibrium, ICCV 2021; "
             "fcjian/LOCE configs/loce/loce_mask_rcnn_r50_fpn_normed_mask_mstrain_2x_lvis_v1.py"
@@ -334,6 +339,10 @@ _ENTRIES = (
         loss_arguments=_bacl,
         score="sigmoid(class) (1 - sigmoid(background)), without the margin",
         sampler="random",
+        training_roi_head={
+            "type": f"{SCOPE}.HallucinationRoIHead",
+            "hallucination": {"decay_ratio": 0.1, "sampled_num_classes": 8, "sampled_num_features": 12},
+        },
         reference=(
             "Qi et al., Balanced Classification, TMM 2024; "
             "Tianhao-Qi/BACL configs/bacl/bacl_classifier_mask_rcnn_r50_fpn_mstrain_1x_lvis_v1.py"

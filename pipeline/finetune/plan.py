@@ -165,12 +165,14 @@ class FinetunePlan:
             self.frequencies.instance_count.tolist(),
             self.frequencies.num_images,
         )
-        return model_config(
+        config = model_config(
             replace(self.job.detector, score_threshold=self._score_threshold),
             num_classes,
             box_head=self.method.bbox_head(num_classes, counts, self.job.seed, self.epochs),
             mask_head=self.method.mask_head(num_classes),
         )
+        config["roi_head"] |= self.method.roi_head or {}
+        return config
 
     @property
     def _score_threshold(self) -> float:

@@ -1,6 +1,6 @@
 """From a plan to a running fine-tuning with one long-tailed method, and to its detector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from pipeline.engine.checkpoint import load_tensors, save_tensors
 from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.engine.optimizer import sgd
-from pipeline.finetune import second_stage
+from pipeline.finetune import heads, second_stage
+from pipeline.finetune.initial_fill import InitialFill
 from pipeline.finetune.method import Method
 from pipeline.finetune.plan import FinetuneJob as FinetuneJob
 from pipeline.finetune.plan import FinetunePlan as FinetunePlan
 from pipeline.stats.schemes import alpha_schedule
 
-OWN_LOSSES = losses.__name__
+OWN_LOSSES, OWN_HEADS = losses.__name__, heads.__name__
 
 
 class LossEpoch(Hook):
@@ -49,7 +50,16 @@ class LossEpoch(Hook):
 
 def build_untrained(plan: FinetunePlan) -> nn.Module:
     """The detector before any weights are loaded; raises what its loss has against the annotations."""
-    return build_model(training_config(plan.model_config()), plan.job.seed)
+    config = training_config(plan.model_config())
+    config["roi_head"] |= _with_seed(plan.method.training_roi_head or {}, plan.job.seed)
+    return build_model(config, plan.job.seed)
+
+
+def _with_seed(roi_head: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What a RoI head keeps of the classes draws from it, as the run's seed decides."""
+    return {
+        key: {**value, "seed": seed} if isinstance(value, dict) else value for key, value in roi_head.items()
+    }
 
 
 def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
@@ -63,6 +73,8 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     if plan.second_stage is not None:
         return detector, _load_first(plan, detector, plan.second_stage.trains)
     drop = _running_state(detector)
+    if plan.method.roi_head is not None:
+        drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
     if not _is_softmax(plan.method):
         drop[second_stage.CLASSIFIER] = f"{plan.method.name} classifies in another way than pre-training"
     if plan.method.mask_predictor is not None:
@@ -118,16 +130,17 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     bf16 = settings.precision == "bf16"
     model = SupervisedModel(detector, process.device, with_mask=with_mask, bf16=bf16).to(process.device)
     model.train()
+    dataset = SingleViewDataset(
+        plan.annotations,
+        job.images,
+        settings.short_sides,
+        settings.long_side,
+        flip=settings.flip,
+        seed=job.seed,
+        with_polygons=with_mask,
+    )
     source = BatchSource(
-        SingleViewDataset(
-            plan.annotations,
-            job.images,
-            settings.short_sides,
-            settings.long_side,
-            flip=settings.flip,
-            seed=job.seed,
-            with_polygons=with_mask,
-        ),
+        dataset,
         plan.sampler,
         plan.schedule,
         plan.annotations.sizes_wh,
@@ -144,8 +157,18 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
         images_per_step=settings.batch_size,
         process=process,
         clip_norm=plan.method.grad_clip if settings.clip_norm == "method" else settings.clip_norm,
-        hooks=[*hooks, LossEpoch()],
+        hooks=[*hooks, LossEpoch(), *_fill(detector, dataset)],
         describe=_describe(plan),
+    )
+
+
+def _fill(detector: nn.Module, dataset: SingleViewDataset) -> list[Hook]:
+    """What fills the memory of a head that has one."""
+    head = detector.roi_head
+    return (
+        [InitialFill(dataset, head.class_features.queue_size)]
+        if isinstance(head, heads.MemoryRoIHead)
+        else []
     )
 
 
@@ -182,14 +205,17 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path, drawn: dict
         drawn: `images_drawn` and `images_drawn_with_init` of all its stages.
     """
     settings = plan.job.finetune
+    weights = clone_state(state, SupervisedModel.PREFIX)
+    own = [OWN_LOSSES] if not _is_softmax(plan.method) else []
+    own += [OWN_HEADS] if plan.method.roi_head is not None else []
     publish_detector(
         folder,
-        clone_state(state, SupervisedModel.PREFIX),
+        {name: tensor for name, tensor in weights.items() if not name.startswith(heads.UNPUBLISHED)},
         plan.model_config(),
         plan.annotations.category_names,
         (settings.long_side, max(settings.short_sides)),
         {**_meta(plan), **drawn},
-        custom_imports=() if _is_softmax(plan.method) else (OWN_LOSSES,),
+        custom_imports=tuple(own),
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data import id_lookup
 from pipeline.data.annotations import Annotations
+from pipeline.data.id_lookup import UNKNOWN
 from pipeline.errors import InputError, first_ten
 
-UNKNOWN, AMBIGUOUS = -1, -2
+AMBIGUOUS = UNKNOWN - 1
 
 
 def positions_of(keys: np.ndarray | list[Any], annotations: Annotations, path: Path) -> np.ndarray:
@@ -32,7 +34,10 @@ def positions_of(keys: np.ndarray | list[Any], annotations: Annotations, path: P
     Raises:
         InputError: a key that no image has, or several; lists the first ten.
     """
-    positions = _by_key(keys, annotations) if isinstance(keys, list) else _by_id(keys, annotations.image_ids)
+    if isinstance(keys, list):
+        positions = _by_key(keys, annotations)
+    else:
+        positions = id_lookup.positions(keys, annotations.image_ids)
     for kind, what in ((UNKNOWN, "are not in"), (AMBIGUOUS, "fit several images of")):
         bad = np.flatnonzero(positions == kind).tolist()
         if bad:
@@ -42,12 +47,6 @@ def positions_of(keys: np.ndarray | list[Any], annotations: Annotations, path: P
                 "name images by their id or file_name in the annotations",
             )
     return positions
-
-
-def _by_id(keys: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    order = np.argsort(ids)
-    found = order[np.searchsorted(ids[order], keys).clip(max=len(ids) - 1)]
-    return np.where(ids[found] == keys, found, UNKNOWN)
 
 
 def _by_key(keys: list[Any], annotations: Annotations) -> np.ndarray:

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.annotations import Annotations
+from pipeline.data.boxes import are_corners, corner_votes
 from pipeline.errors import InputError, first_ten
 from pipeline.proposals.image_names import positions_of
-from pipeline.proposals.import_formats import Rows, read_rows
+from pipeline.proposals.import_formats import read_rows
+from pipeline.proposals.import_rows import Rows
 from pipeline.proposals.sources import Boxes
 
 NORMALISED = (
@@ -60,16 +62,12 @@ def imported(path: Path, annotations: Annotations) -> Imported:
     Raises:
         MissingInput: there is nothing at `path`.
         InputError: a pickle, neither JSON nor Parquet, damaged, without a box; unknown or ambiguous images;
-            boxes of wrong arity, NaN, infinite, of negative size or normalised; lists the first ten images.
+            boxes of wrong arity, NaN, infinite, of negative size, normalised, or corners where width and
+            height belong; scores beyond float32; a folder of which parts are missing; lists the first ten
+            images.
     """
     parts = [_checked(rows, annotations, path) for rows in read_rows(path)]
-    if not any(part.num_rows for part in parts):
-        raise InputError(f"{path} holds no box")
-    if all(part.within_a_pixel for part in parts):
-        raise InputError(
-            f"{path}: no coordinate is larger than 1: the boxes look normalised to [0, 1]",
-            "multiply x by the width and y by the height of the stored image",
-        )
+    _refuse_all(parts, annotations, path)
     images = np.concatenate([part.images for part in parts])
     boxes = np.concatenate([part.boxes for part in parts])
     scores = np.concatenate([part.scores for part in parts])
@@ -91,6 +89,9 @@ class _Part:
 
     num_rows: int  # before boxes were dropped
     within_a_pixel: bool  # all of them
+    num_sized: int  # of those written as x, y, width, height
+    corner_votes: np.ndarray  # (2,) int64 of those
+    leaving: np.ndarray  # (<= 10,) int64 positions of images that such boxes leave
     num_clipped: int
     images: np.ndarray  # (M,) int64 positions
     boxes: np.ndarray  # (M, 4) float32 xyxy
@@ -98,30 +99,56 @@ class _Part:
 
 
 def _checked(rows: Rows, annotations: Annotations, path: Path) -> _Part:
-    images = positions_of(rows.keys, annotations, path)
-    _refuse(rows, images, annotations, path)
-    limits = np.tile(annotations.sizes_wh[images], 2)  # (N, 2) -> (N, 4)
-    inside = np.clip(rows.boxes, 0, limits)
-    kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
-    return _Part(
-        num_rows=len(kept),
-        within_a_pixel=bool(((rows.boxes >= 0) & (rows.boxes <= NORMALISED)).all()),
-        num_clipped=int(((inside != rows.boxes).any(axis=1) & kept).sum()),
-        images=images[kept],
-        boxes=inside[kept].astype(np.float32),
-        scores=rows.scores[kept].astype(np.float32),
-    )
-
-
-def _refuse(rows: Rows, images: np.ndarray, annotations: Annotations, path: Path) -> None:
-    """InputError for boxes or scores that mean nothing."""
-    finite = np.isfinite(rows.boxes).all(axis=1) & np.isfinite(rows.scores)
-    negative: np.ndarray = np.less(rows.boxes[:, 2:], rows.boxes[:, :2]).any(axis=1)
-    swapped = "is it x1, y1, x2, y2 where x, y, width, height is expected, or the other way round?"
-    for bad, what, hint in (
-        (~finite, "a box or score is NaN or infinite", "remove or correct these rows"),
-        (negative, "a box has a negative size", swapped),
-    ):
+    images, boxes = positions_of(rows.keys, annotations, path), rows.boxes
+    with np.errstate(over="ignore"):  # what overflows is refused next
+        scores = rows.scores.astype(np.float32)
+    for bad, what, hint in _faults(rows, boxes, scores):
         if bad.any():
             ids = annotations.image_ids[np.unique(images[bad])].tolist()
             raise InputError(f"{path}: {what} in images {first_ten(ids)}", hint)
+    sizes_wh = annotations.sizes_wh[images]
+    votes = corner_votes(rows.numbers, sizes_wh)[: len(images) if rows.has_sizes else 0]  # (N, 2) or (0, 2)
+    inside = np.clip(boxes, 0, np.tile(sizes_wh, 2))  # (N, 2) -> (N, 4)
+    kept = (inside[:, 2:] > inside[:, :2]).all(axis=1)
+    return _Part(
+        num_rows=len(kept),
+        within_a_pixel=bool(((boxes >= 0) & (boxes <= NORMALISED)).all()),
+        num_sized=len(votes),
+        corner_votes=votes.sum(axis=0),
+        leaving=np.unique(images[: len(votes)][votes[:, 0]])[:10],
+        num_clipped=int(((inside != boxes).any(axis=1) & kept).sum()),
+        images=images[kept],
+        boxes=inside[kept].astype(np.float32),
+        scores=scores[kept],
+    )
+
+
+def _faults(rows: Rows, boxes: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Rows (N,) bool that mean nothing, what is wrong with them, and what to do."""
+    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(rows.scores)
+    yield ~finite, "a box or score is NaN or infinite", "remove or correct these rows"
+    beyond = "a score is too large for 32-bit floats (3.4e38)"
+    yield ~np.isfinite(scores), beyond, "scale the scores: only their order counts"
+    swapped = "is it x1, y1, x2, y2 where x, y, width, height is expected, or the other way round?"
+    yield np.less(boxes[:, 2:], boxes[:, :2]).any(axis=1), "a box has a negative size", swapped
+
+
+def _refuse_all(parts: Sequence[_Part], annotations: Annotations, path: Path) -> None:
+    """InputError for what only the boxes of the whole file tell."""
+    if not any(part.num_rows for part in parts):
+        raise InputError(f"{path} holds no box")
+    if all(part.within_a_pixel for part in parts):
+        raise InputError(
+            f"{path}: no coordinate is larger than 1: the boxes look normalised to [0, 1]",
+            "multiply x by the width and y by the height of the stored image",
+        )
+    num_sized, votes = sum(part.num_sized for part in parts), np.sum([p.corner_votes for p in parts], axis=0)
+    if are_corners(votes, num_sized):
+        ids = annotations.image_ids[np.unique(np.concatenate([part.leaving for part in parts]))[:10]]
+        raise InputError(
+            f"{path}: the boxes look like x1, y1, x2, y2: read as x, y, width, height, "
+            f"{votes[0] / num_sized:.0%} of them leave their image, such as in images "
+            f"{first_ten(ids.tolist())}",
+            "write x, y, width, height; corners have their own form: a mapping from image to boxes in JSON, "
+            "columns x1, y1, x2, y2 in Parquet",
+        )

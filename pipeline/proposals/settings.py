@@ -4,14 +4,28 @@
 object_localization_network) and, where source rpn is named, class_agn_faster_rcnn.py beside it.  The defaults
 are those values, except where a small data set breaks them; the preset `paper` puts the released ones back,
 `literal` also what the paper's text says against its code.
+
+One file may describe a detector and try several sources.  Settings that the chosen one does not use count as
+their defaults, which the log says: boxes are not made again because of them.
 """
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, first_ten
 from pipeline.settings import setting
+
+LOG = logging.getLogger(__name__)
+# Faster R-CNN has its own losses, always trains the anchors at the border, and always has RPN NMS.
+OLN_ALONE = ("allowed_border", "neg_fill", "border_objects", "reg_bias", "normalize_by", "rpn_nms")
+USED_WITHOUT_DETECTOR = {
+    "gt-jitter": ("jitter", "keep"),
+    "selective-search": ("search", "keep"),
+    "import": (),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class ProposalsSettings:
     source: Literal["oln", "rpn", "gt-jitter", "selective-search", "import"] = setting(
         "oln",
         "2DRCL, Sec. 3.1: boxes of a class-agnostic detector (its reference is OLN); rpn = a class-agnostic "
-        "Faster R-CNN, trained alike",
+        "Faster R-CNN, trained alike; settings that a source does not use count as their defaults",
     )
     seen: str = setting(
         "all",
@@ -61,7 +75,7 @@ class ProposalsSettings:
     file: Path | None = setting(None, "the boxes of source import: JSON, Parquet, or a folder of Parquet")
     jitter: JitterSettings = setting(JitterSettings, "of source gt-jitter")
     search: SearchSettings = setting(SearchSettings, "of source selective-search")
-    # --- the detector
+    # --- the detector, of sources oln and rpn, and of no other
     depth: int = setting(50, "released: ResNet-50; 18 for small machines", choices=(18, 50, 101))
     stem_channels: int = setting(
         64, "released: ResNet's width; less only for demos without initial weights", choices=(16, 32, 64)
@@ -81,29 +95,34 @@ class ProposalsSettings:
     finest_scale: int = setting(
         56, "released: RoIs up to twice this side are pooled on P2; 14 for images of 160 px", low=1
     )
-    # --- the losses
+    # --- the losses, of source oln: those of rpn are Faster R-CNN's
     allowed_border: int = setting(
-        0, "released: anchors that cross the border by more pixels are not trained; -1 trains all", low=-1
+        0,
+        "oln alone (rpn trains all); released: anchors that cross the border by more pixels are not trained; "
+        "-1 trains all",
+        low=-1,
     )
     neg_fill: bool = setting(
         True,
-        "released code: anchors with IoU < 0.1 and target 0 fill the 256 objectness samples up; false = the "
-        "paper's text (no background), which finds less",
+        "oln alone; released code: anchors with IoU < 0.1 and target 0 fill the 256 objectness samples up; "
+        "false = the paper's text (no background), which finds less",
     )
     border_objects: bool = setting(
         True,
-        "released: false = objects that touch the left or top border of the view give no box loss (a check "
-        "meant for distances looks at coordinates)",
+        "oln alone; released: false = objects that touch the left or top border of the view give no box loss "
+        "(a check meant for distances looks at coordinates)",
     )
     reg_bias: float = setting(
         0.5,
-        "released: 0 = the first boxes are points, without overlap or gradient; 0.5 = the anchors themselves",
+        "oln alone; released: 0 = the first boxes are points, without overlap or gradient; 0.5 = the anchors "
+        "themselves",
         low=0,
         high=1,
     )
     normalize_by: Literal["samples", "positives"] = setting(
         "positives",
-        "released: samples = all 256 anchors and 512 RoIs, so an image with one object hardly counts",
+        "oln alone; released: samples = all 256 anchors and 512 RoIs, so an image with one object hardly "
+        "counts",
     )
     # --- the boxes between RPN and RoI head, and those that are kept
     rpn_nms: float | None = setting(
@@ -120,7 +139,8 @@ class ProposalsSettings:
     )
     keep: int = setting(
         100,
-        "per image; released: 1500, for AR@1000 over unseen classes, while 2DRCL draws 8 good boxes",
+        "per image, source import keeps all; released: 1500, for AR@1000 over unseen classes, while 2DRCL "
+        "draws 8 good boxes",
         low=1,
     )
     nms_iou: float = setting(0.7, "released: class-agnostic NMS of the kept boxes", low=0, high=1)
@@ -152,6 +172,26 @@ class ProposalsSettings:
                 f"proposals.seen is {self.seen}, but source {self.source} trains no detector",
                 "set proposals.source to oln or rpn, or proposals.seen: all",
             )
+        self._reset_unused()
+
+    def _reset_unused(self) -> None:
+        """Give what the source does not use its default: it decides nothing, so no fingerprint may see it."""
+        unused = []
+        for field in dataclasses.fields(self):
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            if not self._uses(field.name) and getattr(self, field.name) != default:
+                object.__setattr__(self, field.name, default)
+                unused.append(field.name)
+        if unused:
+            LOG.info("proposals: source %s does not use %s", self.source, first_ten(unused))
+
+    def _uses(self, name: str) -> bool:
+        if name in ("source", "seen", "file"):  # refused above where they do not fit
+            return True
+        if not self.is_trained:
+            return name in USED_WITHOUT_DETECTOR[self.source]
+        return name not in ("jitter", "search") and (self.source == "oln" or name not in OLN_ALONE)
 
     @property
     def is_trained(self) -> bool:

@@ -10,7 +10,7 @@ import pipeline.detectors.operators  # noqa: F401  answers for mmcv's operators:
 # isort: split
 from pipeline.finetune.heads.class_features import UNPUBLISHED
 from pipeline.finetune.heads.hallucination_head import HallucinationRoIHead
-from pipeline.finetune.heads.iterative_head import IterativeRoIHead
+from pipeline.finetune.heads.iterative_head import NEW_LAYERS, IterativeRoIHead
 from pipeline.finetune.heads.memory_head import MemoryRoIHead
 
-__all__ = ["UNPUBLISHED", "HallucinationRoIHead", "IterativeRoIHead", "MemoryRoIHead"]
+__all__ = ["NEW_LAYERS", "UNPUBLISHED", "HallucinationRoIHead", "IterativeRoIHead", "MemoryRoIHead"]

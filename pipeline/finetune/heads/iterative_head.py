@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from pipeline.detectors.registry import MODELS
 from pipeline.errors import UsageError
 
+NEW_LAYERS = ("roi_head.class_mlp", "roi_head.box_mlp")  # that no plain detector has
+
 
 @MODELS.register_module()
 class IterativeRoIHead(StandardRoIHead):
