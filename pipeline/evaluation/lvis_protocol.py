@@ -42,7 +42,7 @@ def precision(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
 def _indexed(kind: Any, dataset: dict[str, Any]) -> Any:
     """An LVIS or LVISResults of records; the constructors want a path, a detection, a deep copy."""
     made = kind.__new__(kind)
-    made.logger = logging.getLogger(__name__)
+    made.logger = logging.getLogger("lvis")  # its own talk of indices is nobody's news
     made.dataset = dataset
     made._create_index()
     return made
