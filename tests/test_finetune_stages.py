@@ -694,3 +694,19 @@ def test_first_stages_that_do_not_fit_are_refused(project: Path, tdrcl: Callable
     assert single.code == 2 and "ecm has one stage" in single.err
     init = tdrcl("finetune", "--run", "acsl", "--init", "somewhere.pth")
     assert init.code == 2 and "is where stage 1 starts" in init.err
+
+
+def test_correcting_twice_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any sampler goes with any loss, but a loss that knows frequencies needs no sampler that does."""
+    monkeypatch.setattr(FinetunePlan, "sampler", type("Sampler", (), {"all_ones": False})())
+
+    def warned(method: str, sampler: str) -> bool:
+        job = FinetuneJob(
+            tmp_path, tmp_path, tmp_path, tmp_path, 0, FinetuneRun(method, sampler=sampler),  # type: ignore[arg-type]
+            detector=DetectorSettings(norm="gn"),
+        )  # fmt: skip
+        return any("again: its authors" in line for line in FinetunePlan(job).warnings())
+
+    twice = {(m, s) for m in METHODS for s in ("method", "random", "rfs", "irfs", "drb") if warned(m, s)}
+    losses = {"eql", "eqlv2", "droploss", "bags", "acsl", "loce", "bacl", "pcb"}
+    assert twice == {(m, s) for m in losses for s in ("rfs", "irfs", "drb")}

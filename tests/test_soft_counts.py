@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.finetune.soft_counts import SoftCounts
+from pipeline.finetune.soft_counts import SoftCounts, intervals
 
 
 def soft_step(difference, delta):
@@ -45,3 +45,22 @@ def test_nan_is_not_lost():
     assert SoftCounts(values, thresholds, nothing, 0.5).at_thresholds().isnan().all()
     values[3], thresholds[1] = 0.0, torch.nan
     assert SoftCounts(values, thresholds, nothing, 0.5).at_thresholds()[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["spread", "equal", "heaped", "round"])
+def test_intervals_equal_a_binary_search(dtype, kind):
+    generator = torch.Generator().manual_seed(0)
+    edges = 3 * torch.randn(600, generator=generator, dtype=dtype)
+    values = 4 * torch.randn(5000, generator=generator, dtype=dtype)
+    if kind == "equal":
+        edges[100:400] = 0.5
+    elif kind == "heaped":
+        edges[0] = 1e6  # all others in one cell
+    elif kind == "round":
+        edges, values = edges.round(), values.round()
+    values[:600] = edges
+    values[600:603] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    edges = edges.sort().values
+    expected = torch.searchsorted(edges, values, right=True, out_int32=True)
+    assert torch.equal(intervals(values, edges), expected)

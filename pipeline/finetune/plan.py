@@ -26,6 +26,8 @@ from pipeline.stats.sampler import EpochSampler, build_sampler
 from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
 
+PLAIN = ("ce", "bce")  # methods whose losses know nothing of frequencies
+
 
 @dataclass(frozen=True)
 class FinetuneJob:
@@ -151,6 +153,11 @@ class FinetunePlan:
         sampler = self.method.sampler if self.job.run.sampler == "method" else self.job.run.sampler
         if sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")
+        if sampler != "random" and self.method.sampler == "random" and self.method.name not in PLAIN:
+            found.append(
+                f"{self.method.name} corrects the imbalance in its loss, and sampler {sampler} corrects it "
+                "again: its authors draw at random"
+            )
         if self.job.init is None and self.job.detector.norm == "frozen-bn":
             found.append(
                 "no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn"

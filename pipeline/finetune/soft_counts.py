@@ -10,6 +10,49 @@ M = values, T = thresholds, 2T + 1 intervals: below, between and above the edges
 import torch
 from torch import Tensor
 
+CELLS, MOST_STEPS = 1 << 16, 8
+
+
+def intervals(values: Tensor, edges: Tensor) -> Tensor:
+    """The number of edges up to each value, as torch.searchsorted, in a tenth of its time for many values.
+
+    A binary search per value reads memory at random a dozen times.  Here the value's cell in an even grid
+    leads to the few edges in it, which are compared one after the other.
+
+    Args:
+        values: (M,); a NaN lies above all edges.
+        edges: (E,) ascending, E > 0.
+
+    Returns:
+        (M,) int32 in 0..E.
+    """
+    if values.is_cuda:  # fast there, and the grid would make the host wait
+        return torch.searchsorted(edges, values, right=True, out_int32=True)
+    low, high = edges[0], edges[-1]
+    scale = (CELLS - 1) / (high - low).clamp(min=torch.finfo(edges.dtype).tiny)
+    # Rounding keeps the order of values and edges, and those that are equal stay in one cell.
+    per_cell = torch.zeros(2, CELLS + 1, dtype=torch.int64)
+    is_new = torch.nn.functional.pad(edges.diff() != 0, (1, 0), value=True)  # (E - 1) -> (E)
+    per_cell.index_add_(
+        1, _cells(edges, low, scale) + 1, torch.stack([torch.ones_like(is_new), is_new]).long()
+    )
+    most = int(per_cell[1].max())  # different edges in one cell
+    if most > MOST_STEPS:  # heaped up: the grid does not part them
+        return torch.searchsorted(edges, values, right=True, out_int32=True)
+    found = per_cell[0].cumsum(dim=0).int().index_select(0, _cells(values, low, scale))  # (CELLS + 1) -> (M)
+    # the edge behind that number of edges, and how many there are up to it; no value is above the last one
+    behind = torch.nn.functional.pad(edges, (0, 1), value=torch.nan)
+    up_to = torch.nn.functional.pad(
+        torch.searchsorted(edges, edges, right=True, out_int32=True), (0, 1), value=len(edges)
+    )
+    for _ in range(most):  # a value below an edge is below all further ones
+        found = torch.where(values >= behind.index_select(0, found), up_to.index_select(0, found), found)
+    return found.masked_fill_(values.isnan(), len(edges))
+
+
+def _cells(values: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    return ((values - low) * scale).clamp_(0, CELLS - 1).nan_to_num_(0).int()
+
 
 class SoftCounts:
     """Sums of H(v - t) over M values v and T thresholds t.
@@ -27,8 +70,7 @@ class SoftCounts:
         self.edges = torch.cat([self.lower, self.upper]).sort().values  # 2 x (T) -> (2T)
         # Below every edge H is 0.  A NaN lands above all edges and makes all sums NaN, as it should.
         self.values = torch.where(ignored, self.edges[0] - 1, values)
-        # (M) in 0..2T: the number of edges up to the value
-        self.interval = torch.searchsorted(self.edges, self.values, right=True, out_int32=True)
+        self.interval = intervals(self.values, self.edges)
 
     def at_thresholds(self) -> Tensor:
         """Sum over the values of H(v - t): (T,) float64."""

@@ -1,0 +1,87 @@
+"""Gradients that the losses write by hand, against autograd on the definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.finetune.acsl import suppression_mask
+from pipeline.finetune.bacl import kept_columns
+from pipeline.finetune.bce import binary_losses, losses_and_gradients
+from pipeline.finetune.pcb import soft_target_losses
+
+LABELS = torch.tensor([0, 3, 3, 5, 6, 6, 6, 1])
+
+
+def random_numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_autograd(function, logits):
+    logits = logits.clone().requires_grad_()
+    losses = function(logits)
+    losses.sum().backward()
+    return losses.detach(), logits.grad
+
+
+@pytest.mark.parametrize("shape", [(7,), (8, 7)])
+def test_binary_losses_and_gradients_equal_autograd(shape):
+    logits, weights = 3 * random_numbers(8, 7), random_numbers(*shape, seed=1).abs()
+    target = F.one_hot(LABELS, 7).double()
+
+    def definition(z):
+        return (weights * F.binary_cross_entropy_with_logits(z, target, reduction="none")).sum(dim=1)
+
+    expected = by_autograd(definition, logits)
+    torch.testing.assert_close(losses_and_gradients(logits, LABELS, weights), expected)
+    torch.testing.assert_close(by_autograd(lambda z: binary_losses(z, LABELS, weights), logits), expected)
+
+
+def test_gradients_may_take_the_place_of_the_logits():
+    logits = random_numbers(8, 7)
+    expected = losses_and_gradients(logits, LABELS)
+    buffer = logits.clone()
+    losses, gradients = losses_and_gradients(buffer, LABELS, out=buffer)
+    assert gradients.data_ptr() == buffer.data_ptr()
+    torch.testing.assert_close((losses, gradients), expected)
+
+
+def test_backward_keeps_one_matrix():
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    logits = random_numbers(8, 7).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        binary_losses(logits, LABELS, torch.ones(7)).sum()
+    assert [tuple(t.shape) for t in kept if t.ndim == 2] == [(8, 7)]
+
+
+def test_soft_target_losses_equal_autograd():
+    logits, targets = 3 * random_numbers(8, 7), random_numbers(7, 7, seed=1).softmax(dim=1)
+    targets[3] *= 0.4  # a column of Q that nothing was taken for leaves a part of the target out
+    expected = by_autograd(lambda z: -(targets[LABELS] * z.log_softmax(dim=1)).sum(dim=1), logits)
+    torch.testing.assert_close(soft_target_losses(logits, LABELS, targets), expected)
+
+
+def test_suppression_mask_equals_a_loop():
+    logits = 2 * random_numbers(8, 7)
+    suppressors = random_numbers(3, 8, seed=1) > 0
+    frequency = torch.tensor([0, 1, 2, 2, 1, 0])
+    found = suppression_mask(logits, LABELS, suppressors, frequency, 0.7)
+    for row, label in enumerate(LABELS.tolist()):
+        for column in (c for c in range(7) if c != label):
+            is_sure = bool(logits[row, column].sigmoid() >= 0.7)
+            expected = bool(suppressors[frequency[column], row]) if label == 6 else is_sure
+            assert bool(found[row, column]) is expected
+
+
+def test_kept_columns_equal_a_loop():
+    logits = 2 * random_numbers(8, 7)
+    found = kept_columns(logits, LABELS, 0.7)
+    scores = logits.sigmoid() * (1 - logits[:, -1:].sigmoid())
+    for row, label in enumerate(LABELS.tolist()):
+        for column in range(7):
+            enough = bool(scores[row, column] >= min(float(scores[row, label]), 0.7))
+            assert bool(found[row, column]) is (label == 6 or column == 6 or column == label or enough)
