@@ -4,11 +4,13 @@ Shapes: I images in the file's order, C categories in ascending id, A annotation
 image, in the file's order.
 """
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import logging
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +81,28 @@ def parse(path: Path) -> dict[str, Any]:
         "annotations": annotations,
     }
     twins = TwinKeys(path)
-    for chunk in stream(path, fields.DECODERS, fields.explain(path)):
-        twins.refuse(chunk)
-        parts[chunk.key].add(chunk)
+    with _no_garbage_collection():
+        for chunk in stream(path, fields.DECODERS, fields.explain(path)):
+            twins.refuse(chunk)
+            parts[chunk.key].add(chunk)
     if not images.ids or not categories.records:
         raise InputError(
             f"{path} has {len(images.ids)} images and {len(categories.records)} categories: nothing to do"
         )
     found = images.columns() | categories.columns()
     return found | annotations.columns(found["image_ids"], found["sizes_wh"], found["category_ids"])
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A million records hold no cycles; looking for some takes a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Images:

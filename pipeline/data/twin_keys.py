@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.json_records import Chunk
 from pipeline.errors import InputError
 
-COUNTED = 32 * 2**20
+COUNTED = 4 * 2**20
 KEYS = {
     "images": ("id", "width", "height", "file_name"),
     "categories": ("id", "name"),
