@@ -14,7 +14,8 @@ test: $(READY)
 	$(BIN)/ruff check pipeline stages tests benchmarks
 	$(BIN)/ruff format --check -q pipeline stages tests benchmarks
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests  # tiny tensors: a second thread waits more than it works
+	# Two processes of one thread each: on tiny tensors a second thread waits more than it works.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 install: $(READY)
 
