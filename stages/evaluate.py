@@ -13,7 +13,7 @@ from pipeline.data.images import check_files
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.evaluation.figures import metrics_figure
-from pipeline.evaluation.metrics import Scores, score
+from pipeline.evaluation.metrics import Scores, default_protocol, score
 from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
 from pipeline.settings import to_plain
 from stages.common import Order, answer, make
@@ -46,7 +46,8 @@ def run(
         inputs["config"] = artifacts.file_digest(weights.with_name("config.py"))
     frequency = frequency_letters(annotations, stats)
     plain = {"evaluate": to_plain(settings), "frequency": frequency}
-    manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed)
+    facts = _scored_on(annotations, settings.protocol)
+    manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed, **facts)
 
     def produce(folder: Path) -> None:
         if predictions is not None:
@@ -71,6 +72,12 @@ def run(
     if not order.as_json:
         answer(order)
     return metrics
+
+
+def _scored_on(annotations: Annotations, protocol: str) -> dict[str, Any]:
+    """What tells a known benchmark from other data."""
+    named = default_protocol(annotations) if protocol == "auto" else protocol
+    return {"protocol": named, "num_categories": len(annotations.category_ids)}
 
 
 def source_digest(source: Path) -> str:

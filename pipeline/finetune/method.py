@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.finetune.published import PUBLISHED, Published
+from pipeline.finetune.published import Published, published
 
 SCOPE = "twodrcl"  # of pipeline.detectors.registry, which costs seconds to import; a test keeps them equal
 
@@ -63,7 +63,7 @@ class Method:
     @property
     def published(self) -> tuple[Published, ...]:
         """The paper's rows for this method."""
-        return PUBLISHED.get(self.name, ())
+        return published(self.name)
 
     def loss_config(
         self, num_classes: int, counts: ClassCounts, seed: int = 0, epochs: int | None = None
