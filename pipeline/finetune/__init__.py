@@ -4,15 +4,17 @@ every loss of the table under the scope `twodrcl`, e.g. `loss_cls=dict(type='two
 
 import importlib
 
-from pipeline.detectors.registry import MODELS
 from pipeline.finetune.methods import METHODS
+from pipeline.finetune.registration import when_registries_exist
 
 
 def _register_losses() -> None:
+    from pipeline.detectors.registry import MODELS  # not above: it imports torch and mmengine
+
     for path in sorted({method.loss for method in METHODS.values()}):
         module, _, name = path.rpartition(".")
         if module:  # mmdet's own losses are named without one
             MODELS.register_module(module=getattr(importlib.import_module(module), name))
 
 
-_register_losses()
+when_registries_exist(_register_losses)

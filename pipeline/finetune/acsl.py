@@ -106,6 +106,8 @@ class ACSLLoss(BoxHeadLoss):
         background_column: of the classifier; None: the last one.  Official checkpoints have it at 0, before
             the classes.
         seed: of the draws, see StepDraws, whose step is the only state.
+        named_frequency: `frequency` by the name that says for whom it is: frequency_of_category_1_to_C, with
+            the number for C.
 
     Raises:
         UsageError: neither image_counts nor frequency, or a setting is out of its range.
@@ -125,6 +127,7 @@ class ACSLLoss(BoxHeadLoss):
         frequency: Sequence[str] | None = None,
         background_column: int | None = None,
         seed: int = 0,
+        **named_frequency: Sequence[str],
     ) -> None:
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
         if not 0 < score_thr < 1:
@@ -136,7 +139,8 @@ class ACSLLoss(BoxHeadLoss):
                 f"ACSLLoss needs background_column between 0 and {num_classes}, but got {background_column}"
             )
         # Not in checkpoints: the settings give it, and another data set's must not be loaded over it.
-        self.register_buffer("frequency", self._frequency(frequency), persistent=False)
+        letters = self._letters(frequency, named_frequency)
+        self.register_buffer("frequency", self._frequency(letters), persistent=False)
         self.draws = StepDraws(seed)
 
     def logits(self, cls_score: Tensor) -> Tensor:
@@ -168,6 +172,25 @@ class ACSLLoss(BoxHeadLoss):
         mask = suppression_mask(logits, labels, suppressors, self.frequency, self.score_thr)
         losses = acsl_losses(logits, labels, mask)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
+
+    def _letters(
+        self, frequency: Sequence[str] | None, named: dict[str, Sequence[str]]
+    ) -> Sequence[str] | None:
+        """The one that is given.
+
+        Raises:
+            UsageError: another name, or both.
+        """
+        name = f"frequency_of_category_1_to_{self.num_classes}"
+        unknown = sorted(set(named) - {name})
+        if unknown or (named and frequency is not None):
+            raise UsageError(
+                f"ACSLLoss for {self.num_classes} classes has no argument {', '.join(unknown)}"
+                if unknown
+                else f"ACSLLoss got both frequency and {name}",
+                f"give the letters r, c, f of the classes as frequency or as {name}",
+            )
+        return named.get(name, frequency)
 
     def _frequency(self, letters: Sequence[str] | None) -> Tensor:
         if letters is None:

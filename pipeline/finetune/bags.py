@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import UsageError
+from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
 from pipeline.finetune.step_draws import StepDraws, choose
 
@@ -100,9 +100,14 @@ class GroupSoftmaxLoss(BoxHeadLoss):
         beta: "others" per RoI of a group's own classes, at most; > 0.
         bin_split: bounds of the groups in instances, ascending.
         seed: of the draws, see StepDraws, whose step is the only state.
+        group_cls_ids: what a file of groups says: the labels of each group, the background alone in the last
+            one.  They must be those that follow from the counts; None: not known.
+        num_columns: the same of the classifier's width.
+        layout: what it says of the order of the columns; for people.
 
     Raises:
         UsageError: no instance_counts, beta is not positive, or bin_split not ascending.
+        MismatchedInput: other groups or columns than those of the counts.
     """
 
     positions: Tensor
@@ -118,6 +123,9 @@ class GroupSoftmaxLoss(BoxHeadLoss):
         beta: float = 8,
         bin_split: Sequence[int] = (10, 100, 1000),
         seed: int = 0,
+        group_cls_ids: Sequence[Sequence[int]] | None = None,
+        num_columns: int | None = None,
+        layout: str = "",
     ) -> None:
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
         if self.instance_counts is None:
@@ -129,12 +137,13 @@ class GroupSoftmaxLoss(BoxHeadLoss):
         if not bin_split or list(bin_split) != sorted(set(bin_split)):
             raise UsageError(f"GroupSoftmaxLoss needs an ascending bin_split, but got {list(bin_split)}")
         self.beta = beta
-        layout = group_layout(self.instance_counts, bin_split)
-        self.sizes = layout.sizes
-        self.num_extra_columns = 1 + len(layout.sizes)
+        groups = group_layout(self.instance_counts, bin_split)
+        self.sizes = groups.sizes
+        self.num_extra_columns = 1 + len(groups.sizes)
+        self._refuse_other_groups(groups, group_cls_ids, num_columns)
         # Not in checkpoints: the settings give them, and another data set's must not be loaded over them.
-        self.register_buffer("positions", layout.positions, persistent=False)
-        self.register_buffer("columns", layout.columns, persistent=False)
+        self.register_buffer("positions", groups.positions, persistent=False)
+        self.register_buffer("columns", groups.columns, persistent=False)
         self.draws = StepDraws(seed)
 
     def split_logits(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,6 +176,21 @@ class GroupSoftmaxLoss(BoxHeadLoss):
         losses = num_used * group_losses(logits, group_labels, members, self.sizes)
         factor = num_used if avg_factor is None else avg_factor
         return self.loss_weight * reduce_rois(losses, label_weights, factor, reduction_override)
+
+    def _refuse_other_groups(
+        self, groups: GroupLayout, group_cls_ids: Sequence[Sequence[int]] | None, num_columns: int | None
+    ) -> None:
+        own = [row.nonzero().flatten().tolist() for row in groups.positions]
+        if group_cls_ids is not None and [sorted(ids) for ids in group_cls_ids] != own:
+            raise MismatchedInput(
+                f"group_cls_ids {[list(ids) for ids in group_cls_ids]}, but the instance_counts make {own}",
+                "leave group_cls_ids out, or give the counts and the bin_split that they were made from",
+            )
+        if num_columns not in (None, sum(groups.sizes)):
+            raise MismatchedInput(
+                f"num_columns {num_columns}, but the instance_counts make {sum(groups.sizes)}",
+                "leave num_columns out",
+            )
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         """log softmax within each group: (N, C + 1 + G) -> (N, C + 1 + G)."""

@@ -61,9 +61,10 @@ class ECMLoss(BoxHeadLoss):
         instance_counts: required.
         fg_bg_ratio: background RoIs per foreground RoI; the official value, measured for Mask R-CNN.
         official_float32_weights: reproduce the rounding error of the released table.
+        toy_instance_counts: another name of instance_counts.
 
     Raises:
-        UsageError: no instance_counts, or fg_bg_ratio is not positive.
+        UsageError: no instance_counts or both of them, or fg_bg_ratio is not positive.
     """
 
     logit_shift: Tensor
@@ -78,7 +79,12 @@ class ECMLoss(BoxHeadLoss):
         loss_weight: float = 1.0,
         fg_bg_ratio: float = 6.3313,
         official_float32_weights: bool = False,
+        toy_instance_counts: CountSource | None = None,
     ) -> None:
+        if toy_instance_counts is not None:
+            if instance_counts is not None:
+                raise UsageError("ECMLoss got instance_counts and toy_instance_counts", "give one of them")
+            instance_counts = toy_instance_counts
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
         if self.instance_counts is None:
             raise UsageError("ECMLoss needs instance_counts", "give the categories.parquet of `2drcl stats`")

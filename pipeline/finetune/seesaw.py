@@ -57,6 +57,7 @@ class SeesawLoss(BoxHeadLoss):
         synchronize: count over all processes.  mmdet counts per process, so that its ratios depend on the
             number of GPUs, and resuming gives every process the counts of the first; False does the same.
             True makes `forward` a collective: every process calls it once a step.
+        layout: what a file says of the order of the columns; for people.
 
     Attributes:
         cum_samples: (C + 1,) float32 buffer: RoIs per label so far, this step included, background last.
@@ -79,6 +80,7 @@ class SeesawLoss(BoxHeadLoss):
         q: float = 2.0,
         eps: float = 0.01,
         synchronize: bool = True,
+        layout: str = "",
     ) -> None:
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
         if p < 0 or q < 0 or eps <= 0:
