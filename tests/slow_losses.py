@@ -4,6 +4,7 @@ Each takes the logits (N, K), the labels as a list, and the constants of its pap
 before any weight or mean.  C = classes, label C = background.
 """
 
+import itertools
 import math
 
 import torch
@@ -112,8 +113,9 @@ def seesaw(logits, labels, seen, p, q, eps):
 def bags(logits, labels, instances, splits, members):
     """(N,) shares whose sum is the loss; members: (G, N) bool, who was drawn."""
     bounds = [0, *splits, math.inf]
-    pairs = zip(bounds[:-1], bounds[1:], strict=True)
-    groups = [[c for c, n in enumerate(instances) if low <= n < high] for low, high in pairs]
+    groups = [
+        [c for c, n in enumerate(instances) if low <= n < high] for low, high in itertools.pairwise(bounds)
+    ]
     shares, first = 0 * logits.sum(dim=1), 0
     for group, drawn in zip([*groups, [len(instances)]], members, strict=True):
         number = max(1, int(drawn.sum()))
@@ -175,10 +177,7 @@ def loce(logits, labels, mean_score):
 def bacl(logits, labels, sums, number, alpha, prob_thr, reweight):
     """sums: (C, C) and number: (C,) of the steps before."""
     num_classes = logits.shape[1] - 1
-    q = [
-        [float(sums[y, j]) / max(1.0, float(number[y])) for j in range(num_classes)]
-        for y in range(num_classes)
-    ]
+    q = (sums / number.clamp(min=1)[:, None]).tolist()
     margin = torch.zeros_like(logits)
     keep = [[1.0] * (num_classes + 1) for _ in labels]
     for i, label in enumerate(labels):

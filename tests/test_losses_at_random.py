@@ -55,11 +55,8 @@ class Batch:
 
     @property
     def tolerance(self):
-        return (
-            {"rtol": 1e-6, "atol": 1e-9}
-            if self.logits.dtype == torch.float64
-            else {"rtol": 2e-4, "atol": 2e-5}
-        )
+        rtol, atol = (1e-6, 1e-9) if self.logits.dtype == torch.float64 else (2e-4, 2e-5)
+        return {"rtol": rtol, "atol": atol}
 
     def reduced(self, losses):
         if self.weights is not None:

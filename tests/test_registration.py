@@ -1,4 +1,4 @@
-"""Losses are found by mmdet's registry whoever is imported first, and cost nothing before mmengine is there."""
+"""Losses are found by mmdet's registry whoever is imported first, and cost nothing before mmengine is."""
 
 import subprocess
 import sys
