@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test install clean
+.PHONY: demo test soak install clean
 
 demo: $(READY)
 	$(BIN)/python -m stages.demo
@@ -16,6 +16,10 @@ test: $(READY)
 	$(BIN)/mypy
 	# Two processes of one thread each: on tiny tensors a second thread waits more than it works.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+# SIGKILL at twenty seeded moments where `make test` has three, also inside a save.
+soak: $(READY)
+	OMP_NUM_THREADS=1 TWODRCL_KILLS=20 $(BIN)/python -m pytest tests/test_hooks.py tests/test_checkpoint.py -k kill
 
 install: $(READY)
 

@@ -54,9 +54,16 @@ class EnvironmentProblem(TwoDRCLError):
 
 
 class Diverged(TwoDRCLError):
-    """A loss or gradient is not finite; the weights of the step before are untouched (exit 5)."""
+    """A loss or gradient is not finite; the weights of the step before are untouched (exit 5).
+
+    `losses` has the named values of each process at that step, where they are known.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.losses: list[dict[str, float]] = []
 
 
 class Stopped(TwoDRCLError):

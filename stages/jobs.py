@@ -2,10 +2,11 @@
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.engine.distributed import Process, barrier, join
-from pipeline.engine.hooks import Checkpoints, History, StopOnSignal
+from pipeline.engine.hooks import Checkpoints, DebugBundle, History, StopOnSignal
 from pipeline.engine.loop import Hook
 from stages.console import say
 from stages.progress import ImagesLine, ProgressLine
@@ -26,13 +27,26 @@ class Training:
     def run(self, stage: str, job: Any, process: Process, workers: int, save_every: float) -> None:
         """Train to the end, continuing from the newest checkpoint."""
         module = importlib.import_module(self.module)
+        plan = getattr(module, self.plan)(job)
         checkpoints = Checkpoints(job.work / "checkpoints", seconds=save_every)
-        hooks: list[Hook] = [History(job.work / "history.jsonl"), checkpoints, StopOnSignal(checkpoints)]
+        hooks: list[Hook] = [
+            History(job.work / "history.jsonl"),
+            checkpoints,
+            StopOnSignal(checkpoints),
+            DebugBundle(job.work / "diverged.json", partial(_image_ids, plan)),
+        ]
         if process.is_first:
             hooks.append(ProgressLine(stage))
-        trainer = module.build_trainer(getattr(module, self.plan)(job), process, workers, hooks)
+        trainer = module.build_trainer(plan, process, workers, hooks)
         say(f"{stage}: {trainer.schedule.total} steps, {process.world} x {process.device.type}")
         trainer.train()
+
+
+def _image_ids(plan: Any, step: int) -> Any:
+    """Ids of the images of a global step."""
+    from pipeline.data.draws import images_of_step
+
+    return plan.annotations.image_ids[images_of_step(plan.sampler, plan.schedule.epoch_steps, step)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stages import jobs
 from stages.machine import Machine, in_group, is_first
 
 LOCK = "lock"
+SAME_COMMAND = "the same command continues from here"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -118,12 +119,31 @@ def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM before and after the steps, which have their own way to stop: end at once, with exit code 75.
+
+    Nothing is lost by that: there is no step to finish, and products appear whole or not at all.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped("stopped by a signal", SAME_COMMAND)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _first_error(work: Path, code: int, log: Path, was_signalled: bool) -> TwoDRCLError:
     """The error of the process that failed first, as it was raised there.
 
     When a process is killed, torchrun stops the others by a signal: they report that, it reports nothing.
     """
     reports = [json.loads(path.read_text()) for path in work.glob("error-*.json")]
+    if was_signalled and not reports:
+        return Stopped("stopped by a signal before the first step", SAME_COMMAND)
     if not was_signalled:
         reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
     if not reports:
@@ -154,6 +174,8 @@ def exclusive(work: Path, *, fresh: bool) -> Iterator[None]:
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
         file = (work / LOCK).open("a")
+    # a forked loader process outlives a killed run by seconds: it must not keep the hold for it
+    os.register_at_fork(after_in_child=file.close)
     with file:
         if is_first():
             try:
@@ -162,4 +184,5 @@ def exclusive(work: Path, *, fresh: bool) -> Iterator[None]:
                 raise UsageError(f"another run is at work in {work}", "wait for it, or stop it") from None
             if fresh:
                 _empty(work)
-        yield
+        with stoppable():
+            yield

@@ -13,7 +13,7 @@ from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
 from stages.console import listen
-from stages.launch import die_with_parent
+from stages.launch import die_with_parent, stoppable
 
 
 def main(order_path: Path) -> int:
@@ -23,7 +23,8 @@ def main(order_path: Path) -> int:
     order = json.loads(order_path.read_text())
     job = build(jobs.JOBS[order["kind"]].job_class(), order["job"], "job")
     try:
-        jobs.run(order["kind"], job, order["use_gpu"], order["workers"], order["save_every"])
+        with stoppable():
+            jobs.run(order["kind"], job, order["use_gpu"], order["workers"], order["save_every"])
     except BaseException as problem:
         report = {
             "message": str(problem) if isinstance(problem, TwoDRCLError) else traceback.format_exc(),

@@ -210,7 +210,7 @@ def test_kill_before_every_file_operation_of_a_save(steps: list[int], tmp_path: 
     assert outcomes == sorted(outcomes) and set(outcomes) == {steps[-1], steps[-1] - 1}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(int(os.environ.get("TWODRCL_KILLS", "3"))))  # `make soak`: twenty
 def test_kill_in_the_middle_of_saving(seed: int, tmp_path: Path) -> None:
     process = FORKS.Process(target=save_forever, args=(tmp_path,))
     process.start()

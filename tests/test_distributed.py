@@ -4,6 +4,7 @@ Starting processes costs seconds, so one pair does everything and the tests look
 """
 
 import copy
+import json
 import os
 import pickle
 import signal
@@ -17,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from test_checkpoint import FORKS, exit_code
 from test_hooks import run_toy
-from test_loop import BATCH, SCHEDULE, Poisoned, Toy, rows_of, same, toy_trainer
+from test_loop import BATCH, SCHEDULE, Poisoned, StopAt, Toy, rows_of, same, toy_trainer
 from torch import Tensor
 
 from pipeline.engine import distributed
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import Process, gather_rows, sum_over_processes, sum_with_gradient
+from pipeline.engine.hooks import DebugBundle
 from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.errors import Diverged, InputError, Stopped, UsageError
 
@@ -81,7 +83,9 @@ def poisoned(process: Process, folder: Path) -> dict[str, Any]:
                 before.update(copy.deepcopy(trainer.state()))
 
         model = Toy() if process.is_first else Poisoned(kind)
-        trainer = toy_trainer(Snapshot(), process=process, batches=source(process), model=model)
+        bundle = DebugBundle(folder / f"{kind}.json", lambda step: range(BATCH))
+        hooks = (Snapshot(), bundle)
+        trainer = toy_trainer(*hooks, process=process, batches=source(process), model=model)
         try:
             trainer.train()
         except Diverged as problem:
@@ -116,7 +120,25 @@ def torn_apart(process: Process, folder: Path) -> str:
     return "trained"
 
 
-SCENARIOS = (collectives, gradients, train, poisoned, signalled, torn_apart)
+def grown(process: Process, folder: Path) -> dict[str, Any]:
+    """Two processes continue what one began."""
+    state = stepped(5)  # by both: the toy's model sums over all processes
+    if process.is_first:
+        CheckpointFolder(folder / "checkpoints").save(5, state)
+    distributed.barrier()
+    return train(process, folder)
+
+
+def shrunk(process: Process, folder: Path) -> list[int]:
+    """Two processes stop after step 6; one will continue."""
+    try:
+        run_toy(folder, StopAt(6), process=process, batches=source(process))
+    except KeyboardInterrupt:
+        distributed.barrier()
+    return CheckpointFolder(folder / "checkpoints").steps()
+
+
+SCENARIOS = (collectives, gradients, train, poisoned, signalled, torn_apart, grown, shrunk)
 
 
 def work(rank: int, port: int, folder: Path) -> None:
@@ -225,8 +247,6 @@ def test_training_equals_that_of_one_process(pair: tuple[list[dict[str, Any]], P
 def test_history_is_written_once_and_averages(
     pair: tuple[list[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
-    import json
-
     run_toy(tmp_path)
     lines = (pair[1] / "train" / "history.jsonl").read_text().splitlines()
     alone = (tmp_path / "history.jsonl").read_text().splitlines()
@@ -242,6 +262,25 @@ def test_not_finite_on_one_process_stops_both(pair: tuple[list[dict[str, Any]], 
             step, untouched, message = found["poisoned"][kind]
             assert step == 5 and untouched
             assert named in message.split(" is not finite")[0]
+
+
+def test_the_bundle_says_which_process_and_its_images(pair: tuple[list[dict[str, Any]], Path]) -> None:
+    found = json.loads((pair[1] / "poisoned" / "nan.json").read_text())
+    first, second = found["processes"]
+    assert isinstance(first["losses"]["loss"], float) and second["losses"]["loss"] == "nan"
+    assert (first["image_ids"], second["image_ids"]) == ([0, 1, 2, 3], [4, 5, 6, 7])
+
+
+def test_another_number_of_processes_continues(
+    pair: tuple[list[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    alone = run_toy(tmp_path).state()
+    assert pair[0][0]["shrunk"] == [4, 6]
+    ends = [run_toy(pair[1] / "shrunk").state(), *(found["grown"] for found in pair[0])]
+    for state in ends:
+        assert state["step"] == 13 and state["contents"] == alone["contents"]
+        for name, tensor in alone["model"].items():
+            torch.testing.assert_close(state["model"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_signal_to_one_process_stops_both_at_the_same_step(

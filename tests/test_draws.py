@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.data.draws import PURPOSES, Draw, GlobalBatches, generator, key_of
+from pipeline.data.draws import PURPOSES, Draw, GlobalBatches, generator, images_of_step, key_of
 from pipeline.data.loading import BatchSource
 from pipeline.data.views import canvas_wh, draw_geometry
 from pipeline.engine.distributed import Process
@@ -126,6 +126,13 @@ def test_batches_follow_the_sampler_with_running_numbers() -> None:
             assert [d.image for d in draws] == table[step].tolist()
             assert {d.canvas_wh for d in draws} == {canvas_wh(SIZES[table[step]], (16, 24), 40)}
     assert next(found, None) is None
+
+
+def test_images_of_a_step_are_those_of_its_batch() -> None:
+    for step, batch in enumerate(batches()):
+        assert images_of_step(TableSampler(), STEPS, step).tolist() == [draw.image for draw in batch]
+    with pytest.raises(IndexError, match="ends 1 steps before"):
+        images_of_step(TableSampler(), STEPS, sum(STEPS))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 from test_checkpoint import FORKS, exit_code
-from test_loop import ALONE, SCHEDULE, Records, StopAt, rows_of, same, source, toy_trainer
+from test_loop import ALONE, SCHEDULE, Poisoned, Records, StopAt, rows_of, same, source, toy_trainer
 from torch import Tensor
 
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import Process
-from pipeline.engine.hooks import Checkpoints, History, StopOnSignal
+from pipeline.engine.hooks import Checkpoints, DebugBundle, History, StopOnSignal
 from pipeline.engine.loop import Hook, Record, Trainer
-from pipeline.errors import EnvironmentProblem, InputError, Stopped, TwoDRCLError
+from pipeline.errors import Diverged, EnvironmentProblem, InputError, Stopped, TwoDRCLError
+
+SEEDS = range(int(os.environ.get("TWODRCL_KILLS", "3")))  # `make soak` sets twenty
 
 
 def run_toy(folder: Path, *more: Hook, steps: int | None = 2, **changes: Any) -> Trainer:
@@ -279,7 +281,7 @@ def test_signal_to_another_process(
     assert_resumes_to(whole, tmp_path)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_killed_again_and_again(seed: int, tmp_path: Path, whole: tuple[dict[str, Any], bytes]) -> None:
     """SIGKILL while drawing a batch, between hooks and in the middle of writing; then run to the end."""
     chance = random.Random(seed)
@@ -296,3 +298,47 @@ def test_kill_loses_at_most_one_interval(tmp_path: Path) -> None:
         assert exit_code(process) == -signal.SIGKILL
         found = CheckpointFolder(tmp_path / "checkpoints").newest()
         assert found is not None and found[0] == step - step % 2
+
+
+# --- divergence
+
+
+def bundle(path: Path) -> DebugBundle:
+    return DebugBundle(path, lambda step: range(100 * step, 100 * step + 8))
+
+
+@pytest.mark.parametrize("kind", ["nan", "-inf", "gradient"])
+def test_what_diverged_is_written_down_and_the_state_before_it_is_kept(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "diverged.json"
+    with pytest.raises(Diverged) as caught:
+        run_toy(tmp_path, bundle(path), model=Poisoned(kind))
+    assert str(path) in caught.value.hint and "learning rate" in caught.value.hint
+    found = json.loads(path.read_text())
+    assert (found["step"], found["epoch"], found["lr"]) == (5, 1, SCHEDULE.lr(5))
+    assert len(found["processes"]) == 1 and found["processes"][0]["image_ids"] == list(range(500, 508))
+    losses = found["processes"][0]["losses"]
+    assert list(losses) == ["fit", "grad_norm", "loss", "tie"]  # sorted, as all json of ours
+    bad = {"nan": ("loss", "nan"), "-inf": ("loss", "-inf"), "gradient": ("grad_norm", "nan")}[kind]
+    assert losses[bad[0]] == bad[1] and isinstance(losses["fit"], float)
+    # no checkpoint of the bad state: the newest is of step 4
+    assert CheckpointFolder(tmp_path / "checkpoints").newest()[0] == 4
+
+
+def test_divergence_inside_the_forward_is_written_down_without_losses(tmp_path: Path) -> None:
+    class Raises(Poisoned):
+        def forward(self, rows: Tensor) -> dict[str, Tensor]:
+            if self.steps == 5:
+                raise Diverged("a box is not finite")
+            return super().forward(rows)
+
+    with pytest.raises(Diverged):
+        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), model=Raises("none"))
+    found = json.loads((tmp_path / "diverged.json").read_text())
+    assert found["problem"] == "a box is not finite" and found["step"] == 5
+    assert found["processes"] == [{"image_ids": list(range(500, 508)), "losses": {}}]
+
+
+def test_other_failures_leave_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), StopAt(7))
+    assert not (tmp_path / "diverged.json").exists()

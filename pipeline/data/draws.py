@@ -104,6 +104,15 @@ class GlobalBatches:
             yield [Draw(epoch, step * batch + i, int(steps[step, i]), canvas) for i in mine]
 
 
+def images_of_step(sampler: Sampler, epoch_steps: Sequence[int], step: int) -> np.ndarray:
+    """(batch,) positions of the images of a global step."""
+    for epoch, count in enumerate(epoch_steps):
+        if step < count:
+            return np.asarray(sampler.steps(epoch)[step])
+        step -= count
+    raise IndexError(f"the run ends {step + 1} steps before")
+
+
 def collate_as_is(samples: list[Any]) -> list[Any]:
     """For a DataLoader whose model stacks the samples itself (views differ in size before padding)."""
     return samples

@@ -1,18 +1,20 @@
-"""The hooks every training run has: history, checkpoints, and stopping on a signal."""
+"""The hooks every training run has: history, checkpoints, stopping on a signal, a bundle when it diverges."""
 
 import json
 import logging
+import math
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.artifacts import disk_errors, write_bytes
+from pipeline.artifacts import disk_errors, write_bytes, write_json
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import any_process, barrier, is_same_everywhere
 from pipeline.engine.loop import Hook, Record, Trainer
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Diverged, InputError, Stopped
 
 LOG = logging.getLogger(__name__)
 
@@ -118,3 +120,35 @@ class StopOnSignal(Hook):
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class DebugBundle(Hook):
+    """When the run diverges, writes what to look at: step, epoch, rate, losses of each process, image ids.
+
+    Args:
+        path: json; the first process writes it, and the error's hint names it.
+        images: step -> image ids of the global batch, process after process.
+    """
+
+    def __init__(self, path: Path, images: Callable[[int], Sequence[int]]) -> None:
+        self.path, self.images = path, images
+
+    def on_failure(self, trainer: Trainer, problem: BaseException) -> None:
+        # a box that is not finite raises inside the forward, on one process alone and without losses
+        if not isinstance(problem, Diverged) or (problem.losses and not trainer.process.is_first):
+            return
+        step, schedule = trainer.step, trainer.schedule
+        images = [int(i) for i in self.images(step)]
+        share = len(images) // (len(problem.losses) or 1)
+        processes = [
+            {"image_ids": images[i * share :][:share], "losses": {k: _plain(v) for k, v in row.items()}}
+            for i, row in enumerate(problem.losses or [{}])
+        ]
+        content = {"step": step, "epoch": schedule.epoch_of(step), "lr": schedule.lr(step)}
+        write_json(self.path, {**content, "problem": problem.message, "processes": processes})
+        problem.hint += f"; {self.path} has that step's images and losses"
+
+
+def _plain(value: float) -> float | str:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else str(value)

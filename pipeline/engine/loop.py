@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.engine.distributed import Process, sum_over_processes
+from pipeline.engine.distributed import Process, gather_rows, sum_over_processes
 from pipeline.engine.schedule import Schedule
 from pipeline.errors import Diverged, InputError
 
@@ -130,8 +130,7 @@ class Trainer:
         losses["loss"].backward()
         limit = math.inf if self.clip_norm is None else self.clip_norm
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        values = self._averages({**losses, "grad_norm": grad_norm})
-        self._refuse_non_finite(values)
+        values = self._finite_averages({**losses, "grad_norm": grad_norm})
         self.optimizer.step()
         self.model.after_step()
         record: Record = {"step": self.step, "epoch": self.schedule.epoch_of(self.step)}
@@ -144,21 +143,25 @@ class Trainer:
         self.step += 1
         return record
 
-    def _averages(self, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """Mean over processes of named scalars, read from the device in one go."""
+    def _finite_averages(self, scalars: dict[str, Tensor]) -> dict[str, float]:
+        """Mean over processes of named scalars, read from the device in one go.
+
+        What is not finite on one process is not finite in the mean, so all processes stop together.
+        """
         stacked = torch.stack([s.detach().double() for s in scalars.values()])  # S x () -> (S,)
         mean = sum_over_processes(stacked) / self.process.world
-        return dict(zip(scalars, mean.tolist(), strict=True))
-
-    def _refuse_non_finite(self, values: dict[str, float]) -> None:
-        """Of averages: what is not finite on one process is not finite in them, so all processes stop."""
+        values = dict(zip(scalars, mean.tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self.optimizer.zero_grad(set_to_none=True)
-            raise Diverged(
+            problem = Diverged(
                 f"step {self.step}: {', '.join(bad)} is not finite: {values}",
                 "lower the learning rate, lengthen the warm-up, or set a smaller clip_norm",
             )
+            rows = gather_rows(stacked[None]).tolist()  # (S,) -> (1, S) -> (world, S)
+            problem.losses = [dict(zip(scalars, row, strict=True)) for row in rows]
+            raise problem
+        return values
 
     def state(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, with a list of its contents: `restore` requires each."""
