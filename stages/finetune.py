@@ -19,6 +19,7 @@ from pipeline.finetune.methods import get_method
 from pipeline.finetune.plan import FinetuneJob, FinetunePlan
 from pipeline.finetune.settings import FinetuneRun, FinetuneSettings
 from pipeline.finetune.training import build_detector, build_untrained, drawn_by, publish, save_first
+from pipeline.finetune.variant import method_of
 from pipeline.settings import to_plain
 from stages import launch
 from stages.common import Order, answer, check_splits, make
@@ -57,7 +58,7 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
             "nothing to fine-tune: finetune.runs is empty", "name a method: 2drcl finetune --method ecm"
         )
     for entry in found.values():
-        get_method(entry.method)
+        method_of(entry)
         second_stage.refuse_contradictions(entry)
     return found
 

@@ -132,7 +132,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield from ("", "recipe")
     for key, value in found["recipe"].items():
         yield from _item(f"  {key}", _short(value))
-    yield from ("", "settings of the loss")
+    yield from ("", "settings of the loss; a run changes them by finetune.runs.NAME.loss: {setting: value}")
     for setting in found["settings"]:
         yield from _item(f"  {setting['name']}", _setting_text(setting))
     yield from ("", "published" if found["published"] else "published: no row in the paper")

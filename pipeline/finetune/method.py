@@ -33,6 +33,8 @@ class SecondStage:
     milestones: tuple[int, ...]
     lr: float  # for 16 images in a step
     score_thresholds: tuple[float, float]  # at test time, of Faster and of Mask R-CNN
+    first_weight_decay: float = 0.0001  # of the first stage
+    first_proposals_factor: int = 1  # of the first stage, see Method; 1: a plain detector serves all methods
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Method:
     loss: str  # mmdet's name, or the dotted path of a class of ours
     loss_arguments: Callable[[int, ClassCounts], dict[str, Any]]  # (C, counts) -> plain keyword arguments
     score: str  # how logits become scores
-    sampler: Literal["random", "rfs", "irfs"]
+    sampler: Literal["random", "rfs", "irfs"]  # that its authors report it with
     reference: str  # paper, and the file the numbers of this entry come from
+    other_samplers: tuple[str, ...] = ()  # that its authors have configurations for as well
     cls_predictor: dict[str, Any] | None = None  # None: Linear
     mask_predictor: dict[str, Any] | None = None  # None: Conv
     fc_cls_bias_prior: float | None = None  # initial probability of every column; None: bias 0
+    proposals_factor: int = 1  # on the RPN's proposals in training: 2 for 2,000 instead of 1,000
+    weight_decay: float = 0.0001
     grad_clip: float | None = None  # largest gradient norm; None: not clipped
     warmup_iterations: int = 500  # linear, at the reference schedule
     warmup_start_factor: float = 0.001  # of the learning rate, at the first iteration

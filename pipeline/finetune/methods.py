@@ -200,6 +200,7 @@ _ENTRIES = (
         loss_arguments=_droploss,
         score="sigmoid(class)",
         sampler="random",
+        other_samplers=("rfs",),
         reference=(
             "Hsieh et al., DropLoss, AAAI 2021; timy90022/DropLoss "
             "projects/DropLoss/droploss/fast_rcnn.py, configs/droploss_mask_rcnn_R_50_FPN_1x.yaml"
@@ -214,6 +215,7 @@ _ENTRIES = (
         loss_arguments=_seesaw,
         score="softmax over C classes x softmax(object, background)",
         sampler="rfs",
+        other_samplers=("random",),
         reference=(
             "Wang et al., Seesaw Loss, CVPR 2021; "
             "mmdet 3.3 configs/seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1.py"
@@ -252,6 +254,7 @@ _ENTRIES = (
         ),
         grad_clip=35.0,
         warmup_start_factor=1 / 3,
+        proposals_factor=2,
         second_stage=SecondStage(
             first="ce",
             trains=CLASSIFIER,
@@ -277,6 +280,7 @@ _ENTRIES = (
         fc_cls_bias_prior=0.01,
         grad_clip=35.0,
         warmup_start_factor=1 / 3,
+        proposals_factor=2,
         second_stage=SecondStage(
             first="ce",
             trains=CLASSIFIER,
@@ -295,6 +299,7 @@ _ENTRIES = (
         loss_arguments=_pcb,
         score="softmax over C + 1 columns",
         sampler="random",
+        other_samplers=("rfs",),
         reference=(
             "He et al., Pairwise Class Balance, CVPR 2022; "
             "megvii-research/PCB configs/pcb/mask_rcnn_r50_fpn_mstrain_pcb_2x_lvis_v1_fp16.py"
@@ -349,6 +354,7 @@ _ENTRIES = (
         ),
         mask_predictor=NORMED_CONV,
         fc_cls_bias_prior=0.001,
+        proposals_factor=2,
         second_stage=SecondStage(
             first="bce",
             trains=LAST_LAYERS,
@@ -357,6 +363,8 @@ _ENTRIES = (
             milestones=(8, 11),
             lr=0.02,
             score_thresholds=(0.0001, 0.0001),
+            first_weight_decay=0.00005,
+            first_proposals_factor=2,
         ),
     ),
     Method(

@@ -10,7 +10,6 @@ from pipeline.detectors.build import model_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.schedule import Schedule, extended
 from pipeline.finetune.method import ClassCounts, Method, SecondStage
-from pipeline.finetune.methods import get_method
 from pipeline.finetune.second_stage import first_method
 from pipeline.finetune.settings import (
     FinetuneRun,
@@ -20,12 +19,14 @@ from pipeline.finetune.settings import (
     resolve_warmup,
     second_recipe,
 )
+from pipeline.finetune.variant import method_of
 from pipeline.settings import setting
 from pipeline.stats.frequencies import CategoryFrequencies, categories_of_images
 from pipeline.stats.sampler import EpochSampler, build_sampler
 from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
 
+SAMPLERS = ("random", "rfs", "irfs", "drb")
 PLAIN = ("ce", "bce")  # methods whose losses know nothing of frequencies
 
 
@@ -56,7 +57,7 @@ class FinetunePlan:
 
     def __init__(self, job: FinetuneJob) -> None:
         self.job = job
-        self.asked: Method = get_method(job.run.method)
+        self.asked: Method = method_of(job.run)
         self.method = first_method(self.asked) if job.stage == "first" else self.asked
 
     @property
@@ -153,7 +154,7 @@ class FinetunePlan:
         sampler = self.method.sampler if self.job.run.sampler == "method" else self.job.run.sampler
         if sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")
-        if sampler != "random" and self.method.sampler == "random" and self.method.name not in PLAIN:
+        if sampler != "random" and sampler not in self._own_samplers and self.method.name not in PLAIN:
             found.append(
                 f"{self.method.name} corrects the imbalance in its loss, and sampler {sampler} corrects it "
                 "again: its authors draw at random"
@@ -163,6 +164,12 @@ class FinetunePlan:
                 "no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn"
             )
         return found
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the settings, else of the method."""
+        asked = self.job.finetune.weight_decay
+        return self.method.weight_decay if asked == "method" else asked
 
     def model_config(self) -> dict[str, Any]:
         """MMDetection's config of the detector with the method's heads."""
@@ -179,7 +186,15 @@ class FinetunePlan:
             mask_head=self.method.mask_head(num_classes),
         )
         config["roi_head"] |= self.method.roi_head or {}
+        if self.method.proposals_factor != 1:
+            config["train_cfg"]["rpn_proposal"]["max_per_img"] *= self.method.proposals_factor
         return config
+
+    @property
+    def _own_samplers(self) -> tuple[str, ...]:
+        """Samplers that go with the method's loss: whose repeats it was made for, whatever they follow."""
+        method = self.method
+        return SAMPLERS if method.sampler != "random" else method.other_samplers
 
     @property
     def _score_threshold(self) -> float:

@@ -25,9 +25,18 @@ MASK_PREDICTOR = "roi_head.mask_head.conv_logits"
 
 
 def first_method(method: Method) -> Method:
-    """The method of the first stage, with the mask predictor that the second one goes on with."""
-    assert method.second_stage is not None, f"{method.name} has one stage"
-    return replace(get_method(method.second_stage.first), mask_predictor=method.mask_predictor)
+    """The method of the first stage, with the layers that the second one goes on with."""
+    stage = method.second_stage
+    assert stage is not None, f"{method.name} has one stage"
+    first = replace(
+        get_method(stage.first),
+        mask_predictor=method.mask_predictor,
+        proposals_factor=stage.first_proposals_factor,
+        weight_decay=stage.first_weight_decay,
+    )
+    if not stage.keeps_classifier:
+        return first
+    return replace(first, cls_predictor=method.cls_predictor, fc_cls_bias_prior=method.fc_cls_bias_prior)
 
 
 def refuse_contradictions(run: FinetuneRun) -> None:

@@ -7,6 +7,7 @@ from pipeline.errors import SettingsError
 from pipeline.finetune.method import Method, SecondStage
 from pipeline.settings import setting
 
+Value = bool | int | float | str | tuple[float, ...] | tuple[str, ...] | None
 Sampler = Literal["method", "random", "rfs", "irfs", "drb"]
 
 
@@ -26,6 +27,24 @@ class FinetuneRun:
         "can be for several methods",
     )
     sampler: Sampler = setting("method", "`method`: the sampler its authors pair it with")
+    loss: dict[str, Value] = setting(
+        {}, "settings of the method's loss that differ from its own: `2drcl methods NAME` lists them"
+    )
+    head: dict[str, Value] = setting(
+        {}, "the same of LOCE's memory (e.g. queue_size), BACL's hallucination and PCB's passes"
+    )
+    classifier: Literal["method", "linear", "normed"] = setting(
+        "method", "last layer of the box head; `normed`: cosine, temperature 20"
+    )
+    mask_predictor: Literal["method", "conv", "normed"] = setting(
+        "method", "last layer of the mask head; Seesaw and ROG on Seesaw have a `normed` variant"
+    )
+    bias_prior: float | Literal["method"] | None = setting(
+        "method",
+        "probability that every class starts at, by the classifier's bias; null: bias 0",
+        low=1e-9,
+        high=1 - 1e-9,
+    )
     match_pretrain_draws: bool = setting(
         False, "a control: as many images drawn as pre-training and this fine-tuning together"
     )
@@ -62,7 +81,9 @@ class FinetuneSettings:
     batch_size: int = setting(16, "paper, Sec. 4.1: global, over all processes", low=1)
     lr: float = setting(0.02, "paper, Sec. 4.1: for the global batch", low=0)
     sgd_momentum: float = setting(0.9, "MMDetection", low=0, high=1)
-    weight_decay: float = setting(1e-4, "MMDetection", low=0)
+    weight_decay: float | Literal["method"] = setting(
+        "method", "0.0001 as MMDetection; BACL's first stage 0.00005", low=0
+    )
     warmup_steps: int | Literal["auto"] = setting(
         "auto", "auto: the method's own (ECM: 10,000), but at most a tenth of the run", low=0
     )

@@ -118,7 +118,7 @@ def _running_state(detector: nn.Module) -> dict[str, str]:
 
 def _is_softmax(method: Method) -> bool:
     """Whether the classifier means the same as pre-training's, which is a plain detector's."""
-    return method.loss == "CrossEntropyLoss"
+    return method.loss == "CrossEntropyLoss" and method.cls_predictor is None
 
 
 def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
@@ -151,7 +151,7 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     )
     return Trainer(
         model,
-        sgd(model, plan.recipe.lr, settings.sgd_momentum, settings.weight_decay),
+        sgd(model, plan.recipe.lr, settings.sgd_momentum, plan.weight_decay),
         plan.schedule,
         source,
         images_per_step=settings.batch_size,
