@@ -12,31 +12,27 @@ Shapes: B images on this process, M boxes per image.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
-from pipeline.pretrain.contrast import at_least_float32, info_nce, unit_rows
-from pipeline.pretrain.key_queue import KeyQueue
-from pipeline.pretrain.momentum import average_parameters, momentum_copy, momentum_update
+from pipeline.pretrain.contrast import at_least_float32
+from pipeline.pretrain.contrast_branch import Contrast, Keys
+from pipeline.pretrain.momentum import momentum_copy, momentum_update
 from pipeline.pretrain.objective import total_loss
-from pipeline.pretrain.projection import ProjectionMLP
 from pipeline.pretrain.reconstruction import (
     STRIDES,
     Generator,
+    Painting,
     appearance_loss,
-    apply_masks,
     halved_levels,
     map_size,
-    reconstruct,
+    paint,
     semantic_loss,
     valid_area,
 )
-from pipeline.pretrain.settings import ContrastSettings, PretrainSettings
+from pipeline.pretrain.settings import PretrainSettings
 from pipeline.pretrain.views import PretrainBatch, PretrainSample
 
 
@@ -50,66 +46,6 @@ class EncoderLike(Protocol):
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]: ...
 
     def box_features(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What a step enqueues once its gradient is taken: rows of all processes."""
-
-    rows: Tensor
-    image_ids: Tensor
-    valid: Tensor
-
-
-class Contrast(nn.Module):
-    """Projector, predictor, their momentum copy and the queue of one of the two contrasts."""
-
-    def __init__(self, width_in: int, queue: int, settings: ContrastSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        hidden, width = settings.hidden, settings.width
-        self.projector = ProjectionMLP(width_in, hidden, width)
-        self.predictor = ProjectionMLP(width, hidden, width) if settings.predictor else None
-        self.key_projector = momentum_copy(self.projector)
-        self.queue = KeyQueue(queue, width)
-
-    def query(self, rows: Tensor, valid: Tensor) -> Tensor:
-        """(N, width_in) -> (N, D) unit-norm; the predictor is on the query side only."""
-        projected = self.projector(rows, valid)
-        if self.predictor is not None:
-            projected = self.predictor(projected, valid)
-        return unit_rows(projected)
-
-    def key(self, rows: Tensor, valid: Tensor) -> Tensor:
-        """(N, width_in) -> (N, D) unit-norm, of the momentum branch.
-
-        Batch norm takes the running statistics of earlier keys: those of this batch would be a signature that
-        the queue's keys lack, and those of the queries belong to another encoder, which has moved on, so that
-        beside its mean all keys would look alike.
-        """
-        keys = unit_rows(self.key_projector(rows, valid))
-        if self.training:
-            self.key_projector.track(rows, valid)
-        return keys
-
-    def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> tuple[Tensor, Keys]:
-        """Mean over the valid queries of all processes, times the number of processes (DDP divides by it)."""
-        excluded = self.queue.excluded(image_ids, self.settings.mask_same_image)
-        losses = info_nce(query, key, self.queue.keys, excluded, self.settings.temperature)
-        count = sum_over_processes(valid.sum().to(losses.dtype)).clamp(min=1)
-        mean = (losses * valid).sum() * world_size() / count
-        return mean, Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
-
-    def after_step(self, keys: Keys) -> None:
-        """Move the momentum projector and enqueue this step's keys."""
-        average_parameters(self.key_projector, self.projector, self.settings.momentum)
-        self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
-
-    def train(self, mode: bool = True) -> "Contrast":
-        """The momentum projector stays in eval mode."""
-        super().train(mode)
-        self.key_projector.eval()
-        return self
 
 
 class TwoDRCL(nn.Module):
@@ -201,21 +137,25 @@ class TwoDRCL(nn.Module):
         self, batch: PretrainBatch, levels: Sequence[Tensor], encoder: EncoderLike
     ) -> dict[str, Tensor]:
         """Eq. 5 and eq. 6, at full size or at the generator's own half size."""
-        assert self.generator is not None
-        is_half, terms = self.settings.reconstruction.scale == "half", {}
-        image = F.avg_pool2d(batch.query, 2) if is_half else batch.query
-        # an odd size leaves a last pixel that is half padding: not counted
-        sizes, scale = ((batch.query_wh / 2).floor(), 0.5) if is_half else (batch.query_wh, 1.0)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
-            reconstruction = reconstruct(self.generator, levels[-1], sizes, map_size(image))
+        painting, terms = self.paint(batch, levels[-1]), {}
         if "ar" in self.settings.terms:
-            terms["ar"] = appearance_loss(image, reconstruction, sizes)
+            terms["ar"] = appearance_loss(painting.image, painting.reconstruction, painting.sizes_wh)
         if "sr" in self.settings.terms:
-            masked = apply_masks(reconstruction, batch.masks, batch.valid, scale)
+            is_half = self.settings.reconstruction.scale == "half"
             targets = halved_levels(levels, batch.query_wh) if is_half else levels
+            again = encoder.trunk(painting.masked, self.bf16)
             detach = self.settings.reconstruction.detach_target
-            terms["sr"] = semantic_loss(targets, encoder.trunk(masked, self.bf16), sizes, detach)
+            terms["sr"] = semantic_loss(targets, again, painting.sizes_wh, detach)
         return terms
+
+    def paint(self, batch: PretrainBatch, c5: Tensor) -> Painting:
+        """What AR and SR compare with what: g(C5), whole and masked, beside the image at its size."""
+        assert self.generator is not None
+        is_half = self.settings.reconstruction.scale == "half"
+        with torch.autocast(c5.device.type, torch.bfloat16, enabled=self.bf16):
+            return paint(
+                self.generator, c5, batch.query, batch.query_wh, batch.masks, batch.valid, is_half=is_half
+            )
 
     @torch.no_grad()
     def after_step(self) -> None:

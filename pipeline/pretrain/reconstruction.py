@@ -6,6 +6,7 @@ of its image; padding counts nowhere, and every image counts the same.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -188,3 +189,40 @@ def apply_masks(images: Tensor, masks: Tensor, valid: Tensor, scale: float = 1.0
     in_columns = (columns >= x1[..., None]) & (columns < x2[..., None]) & valid[..., None]  # (B, M, W)
     hidden = (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)  # (B, M, H, W) -> (B, H, W)
     return images.masked_fill(hidden[:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The image, its reconstruction, and the reconstruction under M, all at the size that is compared."""
+
+    image: Tensor  # (B, 3, h, w)
+    reconstruction: Tensor  # (B, 3, h, w)
+    masked: Tensor  # (B, 3, h, w)
+    sizes_wh: Tensor  # (B, 2), pixels
+
+
+def paint(
+    generator: Generator,
+    c5: Tensor,
+    image: Tensor,
+    sizes_wh: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    *,
+    is_half: bool,
+) -> Painting:
+    """g(f(x)) and M(g(f(x))), at full size or at the generator's own half size.
+
+    Args:
+        generator: g.
+        c5: (B, C, h, w) of the image.
+        image: (B, 3, H, W) normalised.
+        sizes_wh: (B, 2) size of each image on its canvas.
+        masks, valid: of `apply_masks`, in pixels of the full-size view.
+        is_half: reconstruct at half size; an odd size leaves a last pixel that is half padding: not counted.
+    """
+    scale = 0.5 if is_half else 1.0
+    if is_half:
+        image, sizes_wh = F.avg_pool2d(image, 2), (sizes_wh / 2).floor()
+    reconstruction = reconstruct(generator, c5, sizes_wh, map_size(image))
+    return Painting(image, reconstruction, apply_masks(reconstruction, masks, valid, scale), sizes_wh)

@@ -1,0 +1,78 @@
+"""One of the two contrasts: projector, predictor, their momentum copy and the queue (Sec. 3.1).
+
+    query = h'(h(features of x)), key = h_m(features of x+), both unit-norm
+    loss  = InfoNCE(query, key, queue)         eq. 1 over images, eq. 2 over proposals
+
+Shapes: N rows on this process, D width of the embedding.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
+from pipeline.pretrain.contrast import info_nce, unit_rows
+from pipeline.pretrain.key_queue import KeyQueue
+from pipeline.pretrain.momentum import average_parameters, momentum_copy
+from pipeline.pretrain.projection import ProjectionMLP
+from pipeline.pretrain.settings import ContrastSettings
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a step enqueues once its gradient is taken: rows of all processes."""
+
+    rows: Tensor
+    image_ids: Tensor
+    valid: Tensor
+
+
+class Contrast(nn.Module):
+    """Projector, predictor, their momentum copy and the queue of one of the two contrasts."""
+
+    def __init__(self, width_in: int, queue: int, settings: ContrastSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        hidden, width = settings.hidden, settings.width
+        self.projector = ProjectionMLP(width_in, hidden, width)
+        self.predictor = ProjectionMLP(width, hidden, width) if settings.predictor else None
+        self.key_projector = momentum_copy(self.projector)
+        self.queue = KeyQueue(queue, width)
+
+    def query(self, rows: Tensor, valid: Tensor) -> Tensor:
+        """(N, width_in) -> (N, D) unit-norm; the predictor is on the query side only."""
+        projected = self.projector(rows, valid)
+        if self.predictor is not None:
+            projected = self.predictor(projected, valid)
+        return unit_rows(projected)
+
+    def key(self, rows: Tensor, valid: Tensor) -> Tensor:
+        """(N, width_in) -> (N, D) unit-norm, of the momentum branch.
+
+        Batch norm takes the running statistics of earlier keys: those of this batch would be a signature that
+        the queue's keys lack, and those of the queries belong to another encoder, which has moved on, so that
+        beside its mean all keys would look alike.
+        """
+        keys = unit_rows(self.key_projector(rows, valid))
+        if self.training:
+            self.key_projector.track(rows, valid)
+        return keys
+
+    def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> tuple[Tensor, Keys]:
+        """Mean over the valid queries of all processes, times the number of processes (DDP divides by it)."""
+        excluded = self.queue.excluded(image_ids, self.settings.mask_same_image)
+        losses = info_nce(query, key, self.queue.keys, excluded, self.settings.temperature)
+        count = sum_over_processes(valid.sum().to(losses.dtype)).clamp(min=1)
+        mean = (losses * valid).sum() * world_size() / count
+        return mean, Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
+
+    def after_step(self, keys: Keys) -> None:
+        """Move the momentum projector and enqueue this step's keys."""
+        average_parameters(self.key_projector, self.projector, self.settings.momentum)
+        self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
+
+    def train(self, mode: bool = True) -> "Contrast":
+        """The momentum projector stays in eval mode."""
+        super().train(mode)
+        self.key_projector.eval()
+        return self
