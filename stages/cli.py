@@ -259,7 +259,8 @@ def finetune(
     split = split_of(order.params, "train", annotations, images)
     from stages import finetune as stage
 
-    runs = stage.chosen_runs(order.params.section("finetune"), method, run)
+    detector = order.params.section("detector").type
+    runs = stage.chosen_runs(order.params.section("finetune"), method, run, detector)
     _one_answer(runs, out, json)
     places = {name: out or default_out("finetune", name) for name in runs}
     _check(order)

@@ -31,11 +31,13 @@ from stages.training import keep_history, nothing_to_do, report_start, train
 FIRST = "stage-1.pth"  # in scratch: the first stage's detector
 
 
-def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None) -> dict[str, FinetuneRun]:
+def chosen_runs(
+    settings: FinetuneSettings, method: str | None, run: str | None, detector: str
+) -> dict[str, FinetuneRun]:
     """Which runs a command means: one by name, one by method, or all of `finetune.runs`.
 
     Raises:
-        UsageError: no such run or method, or nothing to run.
+        UsageError: no such run or method, nothing to run, or a method that is not defined for `detector`.
     """
     if run is not None and method is not None:
         raise UsageError("--run and --method exclude each other", "a run has its method in params.yaml")
@@ -58,7 +60,7 @@ def chosen_runs(settings: FinetuneSettings, method: str | None, run: str | None)
             "nothing to fine-tune: finetune.runs is empty", "name a method: 2drcl finetune --method ecm"
         )
     for entry in found.values():
-        method_of(entry)
+        method_of(entry, detector)
         second_stage.refuse_contradictions(entry)
     return found
 

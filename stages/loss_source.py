@@ -59,6 +59,8 @@ def description(loss: str) -> list[str]:
 
 def columns(loss: str) -> str:
     """Width of the classifier, as the docstring or the class attribute says it."""
+    if loss == "FocalLoss":
+        return "C"
     for node in _ancestry(_class_of(loss)):
         if said := re.search(r"\((C(?: \+ \w)*) (?:\w+ )?columns\)", _docstring(node)):
             return said.group(1)

@@ -8,17 +8,17 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.finetune.method import ClassCounts, Method
+from pipeline.finetune.method import ONE_STAGE, ClassCounts, Method
 from pipeline.finetune.methods import METHODS, get_method
 from stages import loss_source
 from stages.console import OUT, data
 
 WIDTH = 100  # characters
 FROM_STATS = ("num_classes", *(f.name for f in fields(ClassCounts)))
-ANY_COUNTS = ClassCounts((1,), (1,), 1)  # entries are asked for their constants only
+ANY_COUNTS = ClassCounts((1, 1), (1, 1), 2)  # entries are asked for their constants only
 LEGEND = (
     "s = logit, p = sigmoid(s), C = classes, label C = background (bg), n = training instances of a class, "
-    "f = share of images that show it, [..] = 1 or 0; losses are means over RoIs"
+    "f = share of images that show it, [..] = 1 or 0; losses are means over RoIs, or as the formula says"
 )
 _CE = "-log softmax(s)_label"
 FORMULAS = {
@@ -44,6 +44,10 @@ FORMULAS = {
     "loce": "-log softmax(s + ln m)_label, m = running mean of the probability that objects give their class",
     "bacl": "sum_j k_j BCE(sigmoid(s_j + alpha ln(Q_label,j / Q_j,label))), Q = running confusion matrix, "
     "k_j = [score_j >= min(own score, prob_thr)], 1 in bg rows",
+    "focal": "sum_j -a_j (1 - P_j)^gamma log P_j; at the label P = p, a = alpha, elsewhere P = 1 - p, "
+    "a = 1 - alpha; sum over anchors / positive anchors of all processes",
+    "ecm on atss": "as focal, p_j = sigmoid(2 s_j + ln(n_j / m_j) / 4), times w_j = (m / n) ln(1 + n / m); "
+    "m = all other instances, without bg",
     "rog": "BCE plus the mean over classes and their objects i of wrong_i / rank_i among all N x C logits; "
     "gradient times lam (1 / RoIs of the class)^gamma",
 }
@@ -83,29 +87,46 @@ def _table(methods: list[Method]) -> Table:
 def _notes() -> list[str]:
     return [
         "columns: logits per RoI; epochs: of the authors, stage 1 + stage 2; state: kept in checkpoints.",
-        "AP/APr: box, LVIS v1, ResNet-50, without 2DRCL: Table A.1, else 3a, else 3b.",
+        "AP/APr: box, LVIS v1, ResNet-50, without 2DRCL: Table A.1, else 3a, 3b, A.2.",
+        f"detectors: faster-rcnn and mask-rcnn have all but {_missing('mask-rcnn')}; atss has "
+        f"{', '.join(m.name for m in METHODS.values() if ONE_STAGE in m.detectors)}.",
         "`2drcl methods NAME` explains one: formula, settings, recipe, source, published rows.",
     ]
 
 
 def _headline(method: Method) -> dict[str, float]:
     """Box AP, and APr where it is published, of the plain ResNet-50 detector."""
-    for table in ("A.1", "3a", "3b"):
+    for table in ("A.1", "3a", "3b", "A.2"):
         for row in method.published:
             if row.table == table and row.detector.endswith("_r50") and not row.with_2drcl:
                 return {k: row.metrics[k] for k in ("bbox_AP", "bbox_APr") if k in row.metrics}
     return {}
 
 
+def _missing(detector: str) -> str:
+    return ", ".join(m.name for m in METHODS.values() if detector not in m.detectors)
+
+
 def explanation(method: Method) -> dict[str, Any]:
-    """All that is known of a method, plain data."""
-    first_shown = ("name", "summary", "score", "sampler", "reference", "loss")
+    """All that is known of a method, plain data; `on_atss`: what of it is another there."""
+    found = _explanation(method, method.name)
+    if method.on_atss is None:
+        return found
+    there = _explanation(method.on(ONE_STAGE), f"{method.name} on {ONE_STAGE}")
+    there["recipe"] = {k: v for k, v in there["recipe"].items() if v != found["recipe"][k]}
+    return found | {"on_atss": {k: v for k, v in there.items() if v != found[k]}}
+
+
+def _explanation(method: Method, formula: str) -> dict[str, Any]:
+    first_shown = ("name", "summary", "score", "sampler", "reference", "loss", "detectors", "on_atss")
     values = {f.name: getattr(method, f.name) for f in fields(method)}
     recipe = {k: v for k, v in values.items() if k not in first_shown and not callable(v)}
     stage = method.second_stage
     return {
-        **{k: values[k] for k in first_shown},
-        "formula": FORMULAS[method.name],
+        **{k: values[k] for k in first_shown[:-1]},
+        "detectors": list(method.detectors),
+        "on_atss": None,
+        "formula": FORMULAS[formula],
         "description": loss_source.description(method.loss),
         "classifier_columns": loss_source.columns(method.loss),
         "state": loss_source.state(method.loss),
@@ -124,6 +145,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield from _item("", LEGEND)
     for key in ("score", "classifier_columns", "sampler", "loss", "reference"):
         yield from _item(key.replace("_", " "), found[key])
+    yield from _item("detectors", ", ".join(found["detectors"]))
     yield from _item("state", ", ".join(found["state"]) or "none")
     for title, paragraphs in (("how", found["description"]), ("and the official code", found["deviations"])):
         for number, paragraph in enumerate(paragraphs):
@@ -133,8 +155,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     for key, value in found["recipe"].items():
         yield from _item(f"  {key}", _short(value))
     yield from ("", "settings of the loss; a run changes them by finetune.runs.NAME.loss: {setting: value}")
-    for setting in found["settings"]:
-        yield from _item(f"  {setting['name']}", _setting_text(setting))
+    yield from _settings_lines(found["settings"])
+    yield from _on_atss_lines(found["on_atss"])
     yield from ("", "published" if found["published"] else "published: no row in the paper")
     for row in found["published"]:
         values = ", ".join(
@@ -142,6 +164,25 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         ).replace(", ", " ", 3)
         start = "2DRCL" if row["with_2drcl"] else "plain"
         yield f"  Table {row['table']:4s}{row['detector']:17s}{row['schedule']:7s}{start:7s}{values}"
+
+
+def _settings_lines(settings: list[dict[str, Any]]) -> Iterator[str]:
+    for setting in settings:
+        yield from _item(f"  {setting['name']}", _setting_text(setting))
+
+
+def _on_atss_lines(found: dict[str, Any] | None) -> Iterator[str]:
+    """What is another on ATSS, of a method that is defined for two-stage detectors too."""
+    if found is None:
+        return
+    yield from ("", "on atss")
+    for key in ("formula", "score", "classifier_columns", "loss", "reference"):
+        yield from _item(f"  {key.replace('_', ' ')}", found[key])
+    for paragraph in found["description"]:
+        yield from _wrapped(paragraph, "  ")
+    for key, value in found["recipe"].items():
+        yield from _item(f"  {key}", _short(value))
+    yield from _settings_lines(found["settings"])
 
 
 def _item(key: str, text: str) -> list[str]:
@@ -170,7 +211,7 @@ def _setting_text(setting: dict[str, Any]) -> str:
 
 def _settings(method: Method) -> list[dict[str, Any]]:
     """Arguments of the loss: name, value of this method, default, and meaning."""
-    given = method.loss_config(1, ANY_COUNTS)
+    given = method.loss_config(2, ANY_COUNTS)
     given.pop("type")
     known = loss_source.arguments(method.loss) or {k: (v, "see MMDetection") for k, v in given.items()}
     found = []

@@ -42,6 +42,8 @@ def run(order: Order, inputs: Inputs) -> None:
     job, manifest = plan_run(order, inputs)
     plan = PretrainPlan(job)
     report_start("pretrain", build_detector(plan)[1], job.detector.norm)
+    for remark in plan.remarks():
+        say(f"pretrain: {remark}")
     for warning in plan.warnings():
         warn(warning)
     for remark in ProposalStore.open(job.proposals, plan.annotations.digest).remarks(settings.contrast.boxes):

@@ -467,7 +467,7 @@ def test_contradictions_are_usage_errors(run: FinetuneRun, message: str) -> None
     with pytest.raises(UsageError, match=message):
         second_stage.refuse_contradictions(run)
     with pytest.raises(UsageError, match=message):
-        command.chosen_runs(FinetuneSettings(runs={"mine": run}), None, None)
+        command.chosen_runs(FinetuneSettings(runs={"mine": run}), None, None, "faster-rcnn")
 
 
 # --- the command

@@ -11,12 +11,14 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss
-from pipeline.finetune.method import SCOPE, ClassCounts
-from pipeline.finetune.methods import METHODS, get_method
+from pipeline.finetune.method import ONE_STAGE, SCOPE, TWO_STAGE, ClassCounts
+from pipeline.finetune.methods import METHODS, get_method, method_on
 
 CLASSES = 5
 COUNTS = ClassCounts(image_counts=[40, 2, 9, 1, 30], instance_counts=[90, 2, 20, 1, 31], num_images=50)
-OWN = [method for method in METHODS.values() if "." in method.loss]
+ON_ROIS = {name: method for name, method in METHODS.items() if "faster-rcnn" in method.detectors}
+ON_ATSS = {name: method.on("atss") for name, method in METHODS.items() if "atss" in method.detectors}
+OWN = [method for method in [*ON_ROIS.values(), *ON_ATSS.values()] if "." in method.loss]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,7 @@ def test_recipes():
         "loce": ("random", None, 500, 0.001, None),
         "bacl": ("random", None, 500, 0.001, 0.001),
         "rog": ("rfs", 5.0, 500, 0.0001, None),
+        "focal": ("rfs", None, 500, 0.001, None),
     }
     normed = {name for name, method in METHODS.items() if method.cls_predictor}
     assert normed == {"seesaw", "ecm"}
@@ -86,6 +89,21 @@ def test_sampling_methods_differ_from_ce_in_the_sampler_only():
     for name in ("rfs", "irfs"):
         assert get_method(name).bbox_head(CLASSES, COUNTS) == get_method("ce").bbox_head(CLASSES, COUNTS)
         assert get_method(name).mask_head(CLASSES) == get_method("ce").mask_head(CLASSES)
+
+
+def test_detectors_of_the_entries():
+    from pipeline.detectors.build import TYPES
+
+    assert {*TWO_STAGE, ONE_STAGE} == set(TYPES)
+    assert list(ON_ATSS) == ["ecm", "focal"]
+    assert [name for name in METHODS if name not in ON_ROIS] == ["focal"]
+    for name, method in ON_ATSS.items():
+        assert method == method_on(name, "atss") and method.detectors == ("atss",)
+        recipe = (method.grad_clip, method.warmup_iterations, method.warmup_start_factor)
+        assert recipe == (None, 500, 0.001)  # mmdet's for ATSS
+        assert method.bbox_head(CLASSES, COUNTS).keys() == {"num_classes", "loss_cls"}
+        assert method.mask_head(CLASSES) == {"num_classes": CLASSES}
+    assert method_on("ecm", "mask-rcnn") is METHODS["ecm"]
 
 
 def test_entries_cannot_be_changed_through_a_config():
@@ -117,6 +135,8 @@ def test_published_numbers():
     assert values("ecm", "A.1", "mask-rcnn_r50") == [26.5, 17.0, 25.4, 31.7]
     assert values("ecm", "A.1", "mask-rcnn_r50", ours=True) == [27.3, 19.2, 25.9, 32.5]
     assert values("ecm", "3a", "faster-rcnn_r50", ours=True) == [27.3, 18.6, 25.8, 32.6]
+    assert values("ecm", "A.2", "atss_r50", ours=True) == [26.4, 17.7, 25.4, 30.8]
+    assert values("focal", "A.2", "atss_r50") == [25.6, 14.5, 24.3, 31.8]
     assert values("ce", "3b", "mask-rcnn_r50") == [19.7, 18.7, 0.4, 16.5, 29.3]  # boxes, then masks
     assert values("eqlv2", "A.1", "mask-rcnn_r101", ours=True) == [26.9, 18.9, 25.1, 32.5]
     for method in METHODS.values():
@@ -157,7 +177,7 @@ def test_custom_imports_of_a_plain_config_suffice():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", ON_ROIS.values(), ids=ON_ROIS)
 def test_mmdet_box_head_trains_and_predicts(mmdet_models, method):
     from mmengine.config import ConfigDict
 
@@ -182,7 +202,7 @@ def test_mmdet_box_head_trains_and_predicts(mmdet_models, method):
     assert ((found.scores > 0) & (found.scores <= 1)).all()
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", ON_ROIS.values(), ids=ON_ROIS)
 def test_mmdet_classifier_starts_as_the_entry_says(mmdet_models, method):
     torch.manual_seed(0)
     head = build_head(mmdet_models, method)

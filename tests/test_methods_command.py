@@ -11,11 +11,12 @@ import pytest
 from pipeline.finetune.method import ClassCounts
 from pipeline.finetune.methods import METHODS
 from stages import loss_source
-from stages.methods import FROM_STATS, explanation
+from stages.methods import FROM_STATS, _explanation, explanation
 
 CLASSES = 5
 COUNTS = ClassCounts(image_counts=[40, 2, 9, 1, 30], instance_counts=[90, 2, 20, 1, 31], num_images=50)
 OWN = [method for method in METHODS.values() if "." in method.loss]
+OWN.append(METHODS["ecm"].on("atss"))
 
 
 def own_class(method):
@@ -45,7 +46,7 @@ def test_columns_are_those_of_a_built_loss(method):
 def test_settings_are_those_of_the_constructor_each_with_a_meaning(method):
     parameters = inspect.signature(own_class(method)).parameters
     parameters = {n: p for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    found = {s["name"]: s for s in explanation(method)["settings"]}
+    found = {s["name"]: s for s in _explanation(method, method.name)["settings"]}
     assert list(found) == list(parameters)
     assert set(FROM_STATS) <= set(found)
     given = method.loss_config(CLASSES, COUNTS)
@@ -54,6 +55,24 @@ def test_settings_are_those_of_the_constructor_each_with_a_meaning(method):
         if name not in FROM_STATS:
             assert setting["default"] == parameters[name].default
             assert setting["value"] == given.get(name, parameters[name].default)
+
+
+def test_what_is_another_on_atss():
+    found = explanation(METHODS["ecm"])
+    assert found["detectors"] == ["faster-rcnn", "mask-rcnn", "atss"]
+    there = found["on_atss"]
+    assert there["classifier_columns"] == "C" and there["loss"].endswith("DenseECMLoss")
+    assert there["recipe"].keys() == {
+        "cls_predictor",
+        "mask_predictor",
+        "grad_clip",
+        "warmup_iterations",
+        "warmup_start_factor",
+    }
+    assert {s["name"] for s in there["settings"]} >= {"gamma", "alpha", "instance_counts"}
+    assert explanation(METHODS["ce"])["on_atss"] is None
+    focal = explanation(METHODS["focal"])
+    assert (focal["detectors"], focal["classifier_columns"]) == (["atss"], "C")
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -101,6 +120,9 @@ def test_an_explanation_says_what_it_should(cli):
     assert "fg_bg_ratio              6.3313.  background RoIs per foreground RoI" in text
     assert "Table A.1 mask-rcnn_r50    1x     2DRCL  bbox_AP 27.3 r 19.2 c 25.9 f 32.5" in text
     assert "reweight                 True (default False)." in cli("methods", "bacl").out
+    assert "on atss" in text and "sigmoid(class) x centerness, without the margin" in text
+    assert "detectors                  atss" in cli("methods", "focal").out
+    assert "atss has ecm, focal." in cli("methods").out
     answer = cli("methods", "ecn")
     assert answer.code == 2 and "did you mean ecm?" in answer.err
 

@@ -23,7 +23,7 @@ from pipeline.detectors.settings import DetectorSettings
 from pipeline.detectors.weights import clone_state
 from pipeline.errors import InputError, MismatchedInput, MissingInput
 from pipeline.finetune.method import ClassCounts
-from pipeline.finetune.methods import get_method
+from pipeline.finetune.methods import method_on
 from pipeline.settings import build
 
 # isort: split
@@ -43,7 +43,7 @@ def model_of(kind: str, method: str | None = None, num_classes: int = 3) -> dict
     settings = build(DetectorSettings, {"type": kind, **sizes, **changes}, "detector")
     heads: dict[str, Any] = {}
     if method is not None:
-        chosen = get_method(method)
+        chosen = method_on(method, kind)
         heads["box_head"] = chosen.bbox_head(num_classes, COUNTS)
         heads["mask_head"] = chosen.mask_head(num_classes)
     return model_config(settings, num_classes, **heads)
@@ -52,8 +52,11 @@ def model_of(kind: str, method: str | None = None, num_classes: int = 3) -> dict
 def weights_of(model: Mapping[str, Any]) -> dict[str, Tensor]:
     """Random weights, but with outputs far apart, as those of a trained detector are."""
     built = build_model(model, seed=0)
-    heads = [built.rpn_head.rpn_cls, built.rpn_head.rpn_reg, built.roi_head.bbox_head.fc_cls]
-    heads += [built.roi_head.mask_head.conv_logits] if built.roi_head.with_mask else []
+    if model["type"] == "ATSS":
+        heads = [built.bbox_head.atss_cls, built.bbox_head.atss_reg]
+    else:
+        heads = [built.rpn_head.rpn_cls, built.rpn_head.rpn_reg, built.roi_head.bbox_head.fc_cls]
+        heads += [built.roi_head.mask_head.conv_logits] if built.roi_head.with_mask else []
     with torch.no_grad():
         for layer in heads:
             layer.weight.mul_(20)
@@ -106,15 +109,17 @@ def assert_same(found: Detections, theirs: Any) -> None:
     assert len(found.boxes) > 3 and np.ptp(found.scores) > 0.05
 
 
-@pytest.mark.parametrize("kind", ["faster-rcnn", "mask-rcnn"])
-def test_mmdets_api_finds_what_we_find(kind: str, tmp_path: Path, images: Path) -> None:
-    folder = published(tmp_path, kind)
+@pytest.mark.parametrize(
+    ("kind", "method"), [("faster-rcnn", None), ("mask-rcnn", None), ("atss", None), ("atss", "ecm")]
+)
+def test_mmdets_api_finds_what_we_find(kind: str, method: str | None, tmp_path: Path, images: Path) -> None:
+    folder = published(tmp_path, kind, method)
     detector = init_detector(str(folder / "config.py"), str(folder / "detector.pth"), device="cpu")
     for found, name in zip(ours(folder / "detector.pth", images), ("plain.png", "turned.jpg"), strict=True):
         theirs = inference_detector(detector, str(images / name)).pred_instances
         assert_same(found, theirs)
         assert found.boxes[:, 2].max() > HEIGHT  # wider than high: not turned
-        if kind == "faster-rcnn":
+        if kind != "mask-rcnn":
             assert found.masks is None
             continue
         assert found.masks is not None

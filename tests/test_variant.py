@@ -130,8 +130,25 @@ def test_recipes_of_the_first_stages() -> None:
 )
 def test_unknown_keys_are_usage_errors(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as refused:
-        chosen_runs(FinetuneSettings(runs={"mine": run_of(**values)}), None, "mine")
+        chosen_runs(FinetuneSettings(runs={"mine": run_of(**values)}), None, "mine", "mask-rcnn")
     assert refused.value.exit_code == 2 and refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "change", [{"classifier": "normed"}, {"mask_predictor": "conv"}, {"bias_prior": 0.1}]
+)
+def test_last_layers_of_roi_heads_are_refused_on_atss(change: dict[str, Any]) -> None:
+    run = run_of(method="ecm", **change)
+    assert method_of(run, "mask-rcnn").name == "ecm"
+    with pytest.raises(UsageError, match=f"{next(iter(change))}: .* is of RoI heads, not of atss"):
+        method_of(run, "atss")
+
+
+def test_settings_of_the_loss_on_atss_are_those_of_its_loss_there() -> None:
+    config = method_of(run_of(method="ecm", loss={"gamma": 1.5}), "atss").loss_config(2, COUNTS)
+    assert config["type"] == "twodrcl.DenseECMLoss" and config["gamma"] == 1.5
+    with pytest.raises(UsageError, match="ecm has no setting fg_bg_ratio"):
+        method_of(run_of(method="ecm", loss={"fg_bg_ratio": 2.0}), "atss")
 
 
 @pytest.mark.parametrize("values", [{"classifier": "cosine"}, {"bias_prior": 1.0}, {"loss": {"p": {"a": 1}}}])

@@ -1,4 +1,5 @@
-"""mmdet's box head, whose classification loss is asked for in every step, whatever the batch holds.
+"""mmdet's box head, whose classification loss is asked for in every step, whatever the batch holds; and
+which heads a detector is trained with.
 
 mmdet 3.3 leaves the loss out where a process has no RoI at all (models/roi_heads/bbox_heads/bbox_head.py,
 `BBoxHead.loss`).  A loss that sums something over all processes would then wait for that process for ever,
@@ -14,9 +15,8 @@ from typing import Any
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from torch import Tensor
 
+from pipeline.detectors.atss_head import ExactATSSHead
 from pipeline.detectors.registry import MODELS, SCOPE
-
-STOCK = "Shared2FCBBoxHead"
 
 
 class LossInEveryStep:
@@ -52,12 +52,15 @@ class EveryStepBBoxHead(LossInEveryStep, Shared2FCBBoxHead):
 
 
 def training_config(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The same model config with `EveryStepBBoxHead` for mmdet's; published configs keep mmdet's own.
+    """The same model config with our heads for mmdet's; published configs keep mmdet's own.
 
-    Another box head is left as it is.
+    A box head of another type is left as it is.
     """
     changed = copy.deepcopy(dict(model))
-    head = changed["roi_head"]["bbox_head"]
-    if head["type"] == STOCK:
-        head["type"] = f"{SCOPE}.{EveryStepBBoxHead.__name__}"
+    head = changed["roi_head"]["bbox_head"] if "roi_head" in changed else changed["bbox_head"]
+    if head["type"] in FOR_TRAINING:
+        head["type"] = f"{SCOPE}.{FOR_TRAINING[head['type']].__name__}"
     return changed
+
+
+FOR_TRAINING = {"Shared2FCBBoxHead": EveryStepBBoxHead, "ATSSHead": ExactATSSHead}

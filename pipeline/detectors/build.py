@@ -7,6 +7,7 @@ import contextlib
 import copy
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import nn
 
 from pipeline.data.photometric import MEAN, STD
 from pipeline.detectors import sampling as sampling  # registers KeyedRandomSampler
+from pipeline.detectors.atss import atss_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.determinism import seeded
 
 C5_OF_STEM = {18: 8, 50: 32, 101: 32}  # channels of C5 per channel of the stem
 STRIDES = (4, 8, 16, 32, 64)
+TYPES = {"faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN", "atss": "ATSS"}  # MMDetection's names
 
 
 def model_config(
@@ -40,12 +43,16 @@ def model_config(
     """
     with_mask = settings.type == "mask-rcnn"
     model: dict[str, Any] = {
-        "type": "MaskRCNN" if with_mask else "FasterRCNN",
+        "type": TYPES[settings.type],
         "data_preprocessor": preprocessor_config(with_mask),
         "backbone": backbone_config(
             settings.depth, settings.norm, settings.frozen_stages, settings.stem_channels
         ),
         "neck": neck_config(settings.depth, settings.fpn_channels, settings.stem_channels),
+    }
+    if settings.type == "atss":
+        return atss_config(model, settings, num_classes, box_head or {})
+    model |= {
         "rpn_head": _rpn_config(settings),
         "roi_head": _roi_config(settings, num_classes, box_head or {}),
         "train_cfg": _train_config(settings, with_mask),
@@ -237,7 +244,9 @@ def quiet() -> Iterator[None]:
     previous = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # mmdet's ATSSHead warns of what mmdet's ATSSHead does
+            warnings.filterwarnings("ignore", "DeprecationWarning: `num_anchors`")
             yield
     finally:
         logging.disable(previous)

@@ -23,7 +23,7 @@ from pipeline.data.images import read_image
 from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.data.views import Geometry, limit_wh, resized_wh
-from pipeline.detectors.two_stage import TwoStageModel
+from pipeline.detectors.one_stage import in_parts
 from pipeline.errors import TwoDRCLError
 
 DIVISOR = 32  # sides of a canvas
@@ -92,7 +92,7 @@ def detect_batches(
 
     Args:
         batches: positions of images that fill the same canvas (`batches_of_one_canvas`).
-        bf16: backbone and neck in bfloat16; heads, boxes and NMS stay float32.  A two-stage detector.
+        bf16: backbone and neck in bfloat16; heads, boxes and NMS stay float32.
         model, annotations, images, test_wh, device, workers: as for `detect`.
 
     Raises:
@@ -197,10 +197,9 @@ def _forward(
         batch = on_canvas([normalise(to_float(view, device)) for view in views], canvas)
         if not bf16:
             return [sample.pred_instances for sample in model.predict(batch, samples, rescale=True)]
-        encoder = TwoStageModel(model).encoder
-        pyramid: tuple[Tensor, ...] = encoder.pyramid(encoder.trunk(batch, bf16=True), bf16=True)
-        proposals = model.rpn_head.predict(pyramid, samples, rescale=False)
-        return list(model.roi_head.predict(pyramid, proposals, samples, rescale=True))
+        parts = in_parts(model)
+        pyramid: tuple[Tensor, ...] = parts.encoder.pyramid(parts.encoder.trunk(batch, True), True)
+        return parts.predict(pyramid, samples)
 
 
 def _canvas_wh(size_wh: np.ndarray, test_wh: tuple[int, int]) -> tuple[int, int]:

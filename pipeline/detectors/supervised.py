@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.data.single_view import ViewSample
-from pipeline.detectors.two_stage import TwoStageModel
+from pipeline.detectors.one_stage import in_parts
 
 
 class SupervisedModel(nn.Module):
-    """Samples -> `loss` and its parts by name: rpn_cls, rpn_bbox, cls, bbox[, mask].
+    """Samples -> `loss` and its parts by name: rpn_cls, rpn_bbox, cls, bbox[, mask]; of ATSS cls, bbox,
+    centerness.
 
     Args:
         detector: MMDetection's.
@@ -24,7 +25,7 @@ class SupervisedModel(nn.Module):
 
     def __init__(self, detector: nn.Module, device: torch.device, *, with_mask: bool, bf16: bool) -> None:
         super().__init__()
-        self.model = TwoStageModel(detector)
+        self.model = in_parts(detector)
         self.device, self.with_mask, self.bf16 = device, with_mask, bf16
 
     def forward(self, samples: Sequence[ViewSample]) -> dict[str, Tensor]:

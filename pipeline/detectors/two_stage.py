@@ -19,16 +19,12 @@ from pipeline.data.targets import Target
 from pipeline.detectors.sampling import set_draw_key
 
 
-class Encoder(nn.Module):
-    """Backbone, neck and shared box layers: what the query branch shares with its detector, and what the
-    momentum branch copies."""
+class Trunk(nn.Module):
+    """Backbone and neck."""
 
-    def __init__(
-        self, backbone: nn.Module, neck: nn.Module, roi_extractor: nn.Module, shared_fcs: nn.ModuleList
-    ) -> None:
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
         super().__init__()
         self.backbone, self.neck = backbone, neck
-        self.roi_extractor, self.shared_fcs = roi_extractor, shared_fcs
 
     def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
         """C2..C5 of (B, 3, H, W); in bf16 when asked for."""
@@ -41,8 +37,19 @@ class Encoder(nn.Module):
             pyramid = self.neck(tuple(levels))
         return tuple(p.float() for p in pyramid)
 
+
+class Encoder(Trunk):
+    """Backbone, neck and shared box layers: what the query branch shares with its detector, and what the
+    momentum branch copies."""
+
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module, roi_extractor: nn.Module, shared_fcs: nn.ModuleList
+    ) -> None:
+        super().__init__(backbone, neck)
+        self.roi_extractor, self.shared_fcs = roi_extractor, shared_fcs
+
     def box_features(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """RoIAlign and the detector's own shared layers: (B, M, 4) xyxy -> (B * M, F)."""
+        """RoIAlign and the shared layers: (B, M, 4) xyxy -> (B * M, F)."""
         extractor = self.roi_extractor
         pooled = extractor(tuple(pyramid)[: extractor.num_inputs], bbox2roi(list(boxes)))
         features = pooled.flatten(1)  # (B M, 256, 7, 7) -> (B M, 12544)
@@ -74,6 +81,17 @@ class TwoStageModel(nn.Module):
         """Channels of C5."""
         return int(self.detector.neck.in_channels[-1])
 
+    @property
+    def loss_cls(self) -> nn.Module:
+        """The classification loss, which may have a state."""
+        loss: nn.Module = self.detector.roi_head.bbox_head.loss_cls
+        return loss
+
+    def predict(self, pyramid: Sequence[Tensor], samples: list[DetDataSample]) -> list[InstanceData]:
+        """Detections on float32 P2..P6, in stored pixels."""
+        proposals = self.detector.rpn_head.predict(tuple(pyramid), samples, rescale=False)
+        return list(self.detector.roi_head.predict(tuple(pyramid), proposals, samples, rescale=True))
+
     def detection_losses(
         self,
         pyramid: Sequence[Tensor],
@@ -100,7 +118,7 @@ class TwoStageModel(nn.Module):
             tuple(pyramid), class_agnostic, proposal_cfg=proposal_config
         )
         losses = dict(losses) | self._roi_losses(tuple(pyramid), proposals, samples, with_mask)
-        return {name: _as_scalar(value) for name, value in losses.items() if "loss" in name}
+        return {name: as_scalar(value) for name, value in losses.items() if "loss" in name}
 
     def _roi_losses(
         self, pyramid: tuple[Tensor, ...], proposals: list[Any], samples: list[Any], with_mask: bool
@@ -115,8 +133,8 @@ class TwoStageModel(nn.Module):
             head.mask_head = mask_head
 
 
-def _as_scalar(value: Tensor | Sequence[Tensor]) -> Tensor:
-    """mmdet's RPN returns one loss per level."""
+def as_scalar(value: Tensor | Sequence[Tensor]) -> Tensor:
+    """mmdet's dense heads return one loss per level."""
     return value.mean() if isinstance(value, Tensor) else torch.stack([v.mean() for v in value]).sum()
 
 

@@ -16,7 +16,12 @@ from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import MismatchedInput, UsageError, first_ten
 
 # tensors whose shape follows the categories or the method, and that may therefore stay new
-CLASS_SHAPED = ("roi_head.bbox_head.fc_cls", "roi_head.bbox_head.fc_reg", "roi_head.mask_head.conv_logits")
+CLASS_SHAPED = (
+    "roi_head.bbox_head.fc_cls",
+    "roi_head.bbox_head.fc_reg",
+    "roi_head.mask_head.conv_logits",
+    "bbox_head.atss_cls",
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class LoadReport:
     source: str
     loaded: dict[str, int]  # part -> number of tensors
     new: dict[str, str]  # part -> why it is newly initialised
+    left_behind: str = ""  # what an earlier stage trained and did not publish
 
     def frozen_but_new(self, norm: str) -> list[str]:
         """Backbone stages without weights whose batch norm would stay at its empty statistics."""
@@ -38,7 +44,8 @@ class LoadReport:
             return f"nothing was loaded: every module is newly initialised ({self.source})"
         loaded = ", ".join(f"{part} ({count})" for part, count in self.loaded.items())
         new = "; ".join(f"{part} ({why})" for part, why in self.new.items())
-        return f"from {self.source}: loaded {loaded} tensors; newly initialised: {new or 'nothing'}"
+        left = f"; stayed behind: {self.left_behind}" if self.left_behind else ""
+        return f"from {self.source}: loaded {loaded} tensors; newly initialised: {new or 'nothing'}{left}"
 
 
 def load_initial(
@@ -84,7 +91,7 @@ def load_initial(
     loaded: dict[str, int] = {}
     for name in state:
         loaded[part_of(name)] = loaded.get(part_of(name), 0) + 1
-    return LoadReport(path.name, loaded, new)
+    return LoadReport(path.name, loaded, new, str((content.get("meta") or {}).get("left_behind", "")))
 
 
 def part_of(name: str) -> str:

@@ -11,7 +11,8 @@ from pipeline.finetune.registration import when_registries_exist
 def _register_losses() -> None:
     from pipeline.detectors.registry import MODELS  # not above: it imports torch and mmengine
 
-    for path in sorted({method.loss for method in METHODS.values()}):
+    on_atss = {method.on_atss.loss for method in METHODS.values() if method.on_atss}
+    for path in sorted(on_atss | {method.loss for method in METHODS.values()}):
         module, _, name = path.rpartition(".")
         if module:  # mmdet's own losses are named without one
             MODELS.register_module(module=getattr(importlib.import_module(module), name))

@@ -1,12 +1,16 @@
 """What a fine-tuning method is: plain data that says how a plain detector and its training change."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.finetune.published import Published, published
 
 SCOPE = "twodrcl"  # of pipeline.detectors.registry, which costs seconds to import; a test keeps them equal
+
+
+TWO_STAGE = ("faster-rcnn", "mask-rcnn")  # detector.type
+ONE_STAGE = "atss"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ class SecondStage:
 
 
 @dataclass(frozen=True)
+class OnATSS:
+    """What is another on ATSS, for a method whose entry describes two-stage detectors; see `Method`.
+
+    Classifier, warm-up and clipping are those that MMDetection trains ATSS with.
+    """
+
+    loss: str
+    loss_arguments: Callable[[int, ClassCounts], dict[str, Any]]
+    score: str
+    reference: str
+
+
+@dataclass(frozen=True)
 class Method:
     """How one method changes a plain detector and its training."""
 
@@ -64,6 +81,16 @@ class Method:
     second_stage: SecondStage | None = None
     is_random: bool = False  # the loss draws: its arguments include `seed`
     epoch_arguments: tuple[str, ...] = ()  # of the loss: epochs, from 1, of the schedule above
+    detectors: tuple[str, ...] = TWO_STAGE  # for which it is defined
+    on_atss: OnATSS | None = None  # for one that is defined for two-stage detectors too
+
+    def on(self, detector: str) -> "Method":
+        """The method as it is on a `detector` for which it is defined."""
+        assert detector in self.detectors, f"{self.name} is not defined for {detector}"
+        if detector != ONE_STAGE or self.on_atss is None:
+            return self
+        plain = {f: getattr(Method, f) for f in _RECIPE}  # a dataclass keeps its defaults in the class
+        return replace(self, **vars(self.on_atss), **plain, detectors=(ONE_STAGE,), on_atss=None)
 
     @property
     def published(self) -> tuple[Published, ...]:
@@ -108,6 +135,9 @@ class Method:
         """What to merge into the mmdet config of an FCNMaskHead."""
         predictor = {} if self.mask_predictor is None else {"predictor_cfg": dict(self.mask_predictor)}
         return {"num_classes": num_classes, **predictor}
+
+
+_RECIPE = ("cls_predictor", "mask_predictor", "grad_clip", "warmup_iterations", "warmup_start_factor")
 
 
 def _head_init(bias_prior: float) -> list[dict[str, Any]]:

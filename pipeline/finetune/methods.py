@@ -9,7 +9,7 @@ import difflib
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.finetune.method import SCOPE, ClassCounts, Method, SecondStage
+from pipeline.finetune.method import ONE_STAGE, SCOPE, TWO_STAGE, ClassCounts, Method, OnATSS, SecondStage
 
 NORMED_LINEAR = {"type": "NormedLinear", "tempearture": 20}  # mmdet spells the keyword so
 NORMED_CONV = {"type": "NormedConv2d", "tempearture": 20}
@@ -28,6 +28,23 @@ def get_method(name: str) -> Method:
         known = f"known methods: {', '.join(METHODS)}"
         raise UsageError(f"unknown method: {name}", f"did you mean {close[0]}? {known}" if close else known)
     return METHODS[name]
+
+
+def method_on(name: str, detector: str) -> Method:
+    """The entry of `name` as it is on a `detector.type`.
+
+    Raises:
+        UsageError: no such method, or it is not defined for this detector; the message names those it is
+            defined for, the hint the methods of this detector.
+    """
+    method = get_method(name)
+    if detector not in method.detectors:
+        known = ", ".join(other for other, entry in METHODS.items() if detector in entry.detectors)
+        raise UsageError(
+            f"{name} is not defined for detector.type {detector}, only for {', '.join(method.detectors)}",
+            f"methods for {detector}: {known}",
+        )
+    return method.on(detector)
 
 
 def _softmax(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
@@ -67,6 +84,22 @@ def _ecm(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
         "fg_bg_ratio": 6.3313,
         "loss_weight": 1.0,
     }
+
+
+def _ecm_on_atss(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    instance_counts = [int(n) for n in counts.instance_counts]
+    focal = {"gamma": 2.0, "alpha": 0.25}
+    return {
+        "use_sigmoid": True,
+        "num_classes": num_classes,
+        "instance_counts": instance_counts,
+        **focal,
+        "loss_weight": 1.0,
+    }
+
+
+def _focal(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
+    return {"use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0}
 
 
 def _bags(num_classes: int, counts: ClassCounts) -> dict[str, Any]:
@@ -240,6 +273,16 @@ _ENTRIES = (
         grad_clip=5.0,
         warmup_iterations=10_000,
         warmup_start_factor=0.0001,
+        detectors=(*TWO_STAGE, ONE_STAGE),
+        on_atss=OnATSS(
+            loss="pipeline.finetune.dense_ecm.DenseECMLoss",
+            loss_arguments=_ecm_on_atss,
+            score="sigmoid(class) x centerness, without the margin",
+            reference=(
+                "Cho and Kraehenbuehl, ECCV 2022, of RoI heads; of dense heads there is no official code, "
+                "what the paper used is not said, and this is our choice"
+            ),
+        ),
     ),
     Method(
         name="bags",
@@ -380,6 +423,19 @@ _ENTRIES = (
         ),
         grad_clip=5.0,
         warmup_start_factor=0.0001,
+    ),
+    Method(
+        name="focal",
+        summary="ATSS's own binary loss per class, from a prior of 0.01; easy answers weigh little",
+        loss="FocalLoss",
+        loss_arguments=_focal,
+        score="sigmoid(class) x centerness",
+        sampler="rfs",
+        reference=(
+            "Lin et al., Focal Loss, ICCV 2017, and Zhang et al., ATSS, CVPR 2020; "
+            "mmdet 3.3 configs/atss/atss_r50_fpn_1x_coco.py"
+        ),
+        detectors=(ONE_STAGE,),
     ),
 )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.data.annotations import Annotations, read_annotations
+from pipeline.detectors.atss import rate_warnings
 from pipeline.detectors.build import model_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.schedule import Schedule, extended
@@ -57,7 +58,7 @@ class FinetunePlan:
 
     def __init__(self, job: FinetuneJob) -> None:
         self.job = job
-        self.asked: Method = method_of(job.run)
+        self.asked: Method = method_of(job.run, job.detector.type)
         self.method = first_method(self.asked) if job.stage == "first" else self.asked
 
     @property
@@ -150,7 +151,7 @@ class FinetunePlan:
 
     def warnings(self) -> list[str]:
         """Choices that are legal but probably not meant."""
-        found = []
+        found = rate_warnings(self.job.detector, self.recipe.lr, self.job.finetune.batch_size)
         sampler = self.method.sampler if self.job.run.sampler == "method" else self.job.run.sampler
         if sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")
@@ -185,7 +186,8 @@ class FinetunePlan:
             box_head=self.method.bbox_head(num_classes, counts, self.job.seed, self.epochs),
             mask_head=self.method.mask_head(num_classes),
         )
-        config["roi_head"] |= self.method.roi_head or {}
+        if self.method.roi_head is not None:
+            config["roi_head"] |= self.method.roi_head
         if self.method.proposals_factor != 1:
             config["train_cfg"]["rpn_proposal"]["max_per_img"] *= self.method.proposals_factor
         return config

@@ -9,6 +9,7 @@ from torch import nn
 import pipeline.finetune as losses  # registers the methods' losses
 from pipeline.data.loading import BatchSource
 from pipeline.data.single_view import SingleViewDataset
+from pipeline.detectors import atss
 from pipeline.detectors.box_head import training_config
 from pipeline.detectors.build import build_model
 from pipeline.detectors.publish import publish_detector
@@ -41,7 +42,7 @@ class LossEpoch(Hook):
         self._tell(trainer)
 
     def _tell(self, trainer: Trainer) -> None:
-        loss: Any = trainer.model.model.detector.roi_head.bbox_head.loss_cls
+        loss: Any = trainer.model.model.loss_cls
         step = min(trainer.step, trainer.schedule.total - 1)
         epoch = trainer.schedule.epoch_of(step) + 1
         if getattr(loss, "epoch", epoch) != epoch:
@@ -51,7 +52,8 @@ class LossEpoch(Hook):
 def build_untrained(plan: FinetunePlan) -> nn.Module:
     """The detector before any weights are loaded; raises what its loss has against the annotations."""
     config = training_config(plan.model_config())
-    config["roi_head"] |= _with_seed(plan.method.training_roi_head or {}, plan.job.seed)
+    if plan.method.training_roi_head is not None:
+        config["roi_head"] |= _with_seed(plan.method.training_roi_head, plan.job.seed)
     return build_model(config, plan.job.seed)
 
 
@@ -75,8 +77,10 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     drop = _running_state(detector)
     if plan.method.roi_head is not None:
         drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
-    if not _is_softmax(plan.method):
-        drop[second_stage.CLASSIFIER] = f"{plan.method.name} classifies in another way than pre-training"
+    if not _is_plain(plan.method):
+        is_dense = plan.job.detector.type == "atss"
+        classifier = atss.CLASSIFIER if is_dense else second_stage.CLASSIFIER
+        drop[classifier] = f"{plan.method.name} classifies in another way than pre-training"
     if plan.method.mask_predictor is not None:
         drop[second_stage.MASK_PREDICTOR] = f"{plan.asked.name} has another mask predictor"
     report = load_initial(
@@ -107,18 +111,18 @@ def _load_first(plan: FinetunePlan, detector: nn.Module, trains: Sequence[str]) 
 
 def _running_state(detector: nn.Module) -> dict[str, str]:
     """The loss, and modules of the heads without parameters: what they have counted is of their own run."""
-    parts, head = ["roi_head.bbox_head.loss_cls"], detector.roi_head
-    assert isinstance(head, nn.Module), "two-stage detectors have RoI heads"
-    for name, module in head.named_modules(prefix="roi_head"):
+    heads_of_objects = "roi_head" if hasattr(detector, "roi_head") else "bbox_head"
+    parts = ["roi_head.bbox_head.loss_cls", "bbox_head.loss_cls"]
+    for name, module in detector.get_submodule(heads_of_objects).named_modules(prefix=heads_of_objects):
         is_counting = any(True for _ in module.buffers()) and not any(True for _ in module.parameters())
         if is_counting and not any(name.startswith(f"{part}.") for part in parts):
             parts.append(name)
     return dict.fromkeys(parts, "running state starts empty")
 
 
-def _is_softmax(method: Method) -> bool:
-    """Whether the classifier means the same as pre-training's, which is a plain detector's."""
-    return method.loss == "CrossEntropyLoss" and method.cls_predictor is None
+def _is_plain(method: Method) -> bool:
+    """Whether the classifier means the same as pre-training's, which is MMDetection's own detector's."""
+    return "." not in method.loss and method.cls_predictor is None
 
 
 def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
@@ -164,7 +168,7 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
 
 def _fill(detector: nn.Module, dataset: SingleViewDataset) -> list[Hook]:
     """What fills the memory of a head that has one."""
-    head = detector.roi_head
+    head = getattr(detector, "roi_head", None)
     return (
         [InitialFill(dataset, head.class_features.queue_size)]
         if isinstance(head, heads.MemoryRoIHead)
@@ -206,7 +210,7 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path, drawn: dict
     """
     settings = plan.job.finetune
     weights = clone_state(state, SupervisedModel.PREFIX)
-    own = [OWN_LOSSES] if not _is_softmax(plan.method) else []
+    own = [OWN_LOSSES] if not _is_plain(plan.method) else []
     own += [OWN_HEADS] if plan.method.roi_head is not None else []
     publish_detector(
         folder,

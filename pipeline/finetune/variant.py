@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.finetune.method import ClassCounts, Method
-from pipeline.finetune.methods import NORMED_CONV, NORMED_LINEAR, get_method
+from pipeline.finetune.method import ONE_STAGE, ClassCounts, Method
+from pipeline.finetune.methods import NORMED_CONV, NORMED_LINEAR, get_method, method_on
 from pipeline.finetune.settings import FinetuneRun, Value
 
 Arguments = Callable[[int, ClassCounts], dict[str, Any]]
@@ -20,13 +20,20 @@ CLASSIFIERS: dict[str, dict[str, Any] | None] = {"linear": None, "normed": NORME
 MASK_PREDICTORS: dict[str, dict[str, Any] | None] = {"conv": None, "normed": NORMED_CONV}
 
 
-def method_of(run: FinetuneRun) -> Method:
+def method_of(run: FinetuneRun, detector: str | None = None) -> Method:
     """The table's entry with the changes of a run.
 
+    Args:
+        run: names the method and the changes.
+        detector: `detector.type`; None: as the entry stands.
+
     Raises:
-        UsageError: unknown method, or a key that its loss or its head does not have.
+        UsageError: unknown method, one that is not defined for the detector, or a key that its loss or its
+            head does not have.
     """
-    method = get_method(run.method)
+    method = get_method(run.method) if detector is None else method_on(run.method, detector)
+    if detector == ONE_STAGE:
+        _refuse_last_layers(run)
     if run.classifier != "method":
         method = replace(method, cls_predictor=CLASSIFIERS[run.classifier])
     if run.mask_predictor != "method":
@@ -36,6 +43,15 @@ def method_of(run: FinetuneRun) -> Method:
     if run.loss:
         method = _with_loss(method, run.loss)
     return _with_head(method, run.head) if run.head else method
+
+
+def _refuse_last_layers(run: FinetuneRun) -> None:
+    """The last layers of RoI heads, which ATSS does not have."""
+    for key in ("classifier", "mask_predictor", "bias_prior"):
+        if getattr(run, key) != "method":
+            raise UsageError(
+                f"{key}: {getattr(run, key)} is of RoI heads, not of {ONE_STAGE}", f"leave {key} out"
+            )
 
 
 def _with_loss(method: Method, changes: Mapping[str, Value]) -> Method:

@@ -37,7 +37,7 @@ from pipeline.pretrain.views import PretrainBatch, PretrainSample
 
 
 class EncoderLike(Protocol):
-    """f, FPN and shared box layers (pipeline.detectors.two_stage.Encoder); `trunk` uses `backbone` alone."""
+    """f, FPN and box layers (pipeline.detectors.two_stage.Encoder); `trunk` uses `backbone` alone."""
 
     backbone: nn.Module
 

@@ -10,10 +10,12 @@ from torch import nn
 
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.loading import BatchSource
+from pipeline.detectors.atss import rate_warnings
+from pipeline.detectors.box_head import training_config
 from pipeline.detectors.build import build_model, model_config
+from pipeline.detectors.one_stage import RoIBranch, in_parts
 from pipeline.detectors.publish import publish_detector
 from pipeline.detectors.settings import DetectorSettings
-from pipeline.detectors.two_stage import TwoStageModel
 from pipeline.detectors.weights import LoadReport, clone_state, load_initial
 from pipeline.engine.determinism import seeded
 from pipeline.engine.distributed import Process, share_of
@@ -32,7 +34,8 @@ from pipeline.stats.schemes import alpha_schedule
 from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
 
-DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector is a TwoStageModel, whose detector is mmdet's
+LEFT_BEHIND = "the RoI branch that pre-training gave LCL"
+DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector has the parts, its detector is mmdet's
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class PretrainPlan:
 
     def warnings(self) -> list[str]:
         """Settings that leave part of the method without effect on this data."""
-        found = []
+        found = rate_warnings(self.job.detector, self.job.pretrain.lr, self.job.pretrain.batch_size)
         if self.job.pretrain.sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
         boxes = self.job.pretrain.contrast.boxes
@@ -128,6 +131,21 @@ class PretrainPlan:
             )
         return found
 
+    @property
+    def has_roi_branch(self) -> bool:
+        """Whether LCL needs box layers that the detector does not have."""
+        return self.job.detector.type == "atss" and "lcl" in self.job.pretrain.terms
+
+    def remarks(self) -> list[str]:
+        """What to know of the detector."""
+        if not self.has_roi_branch:
+            return []
+        width = self.job.detector.fc_channels
+        return [
+            f"atss has no box layers: LCL trains a RoI branch of its own ({width}, {width}), "
+            "which stays behind; backbone, neck and bbox_head are published"
+        ]
+
     def model_config(self) -> dict[str, Any]:
         """MMDetection's config of the detector."""
         return model_config(self.job.detector, len(self.annotations.category_ids))
@@ -136,7 +154,7 @@ class PretrainPlan:
 def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
     """The detector with its initial weights, and the account of them."""
     job = plan.job
-    detector = build_model(plan.model_config(), job.seed)
+    detector = build_model(training_config(plan.model_config()), job.seed)
     report = load_initial(
         detector,
         Path(job.init) if job.init else None,
@@ -144,8 +162,8 @@ def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
         drop={},
         allow_partial=job.allow_partial,
     )
-    if not job.pretrain.mask_loss and hasattr(detector.roi_head, "mask_head"):
-        detector.roi_head.mask_head.requires_grad_(False)
+    if not job.pretrain.mask_loss and job.detector.type == "mask-rcnn":
+        detector.get_submodule("roi_head.mask_head").requires_grad_(False)
     return detector, report
 
 
@@ -162,10 +180,9 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
     detector, _ = build_detector(plan)
     store = ProposalStore.open(job.proposals, plan.annotations.digest)
-    with seeded(job.seed + 1):  # projectors, predictors, generator
-        model = TwoDRCL(
-            TwoStageModel(detector), settings, plan.queues, partial(to_batch, device=process.device)
-        )
+    with seeded(job.seed + 1):  # RoI branch of ATSS, projectors, predictors, generator
+        parts = in_parts(detector, RoIBranch(job.detector) if plan.has_roi_branch else None)
+        model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=process.device))
     model.to(process.device).train()
     alpha = alpha_schedule(settings.epochs, job.sampling)
     source = BatchSource(
@@ -200,5 +217,10 @@ def publish(plan: PretrainPlan, state: dict[str, Any], folder: Path) -> None:
         plan.model_config(),
         plan.annotations.category_names,
         (views.long_side, max(views.short_sides)),
-        {"stage": "pretrain", "images_drawn": plan.images_drawn, "classifier": "softmax"},
+        {
+            "stage": "pretrain",
+            "images_drawn": plan.images_drawn,
+            "classifier": "focal" if plan.job.detector.type == "atss" else "softmax",
+            **({"left_behind": LEFT_BEHIND} if plan.has_roi_branch else {}),
+        },
     )
