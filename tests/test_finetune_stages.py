@@ -710,7 +710,7 @@ def test_correcting_twice_is_warned_of(tmp_path: Path, monkeypatch: pytest.Monke
     def warned(method: str, sampler: str) -> bool:
         job = FinetuneJob(
             tmp_path, tmp_path, tmp_path, tmp_path, 0, FinetuneRun(method, sampler=sampler),  # type: ignore[arg-type]
-            detector=DetectorSettings(norm="gn"),
+            detector=DetectorSettings(METHODS[method].detectors[0], norm="gn"),
         )  # fmt: skip
         return any("again: its authors" in line for line in FinetunePlan(job).warnings())
 
