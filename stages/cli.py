@@ -456,6 +456,28 @@ def coco_lt(
     stage.run(order, annotations, membership)
 
 
+@app.command(rich_help_panel=TOOLS)
+def export(
+    to: Annotated[str, typer.Option("--to", help="mmdet, torchvision, detectron2 or safetensors.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="A detector.pth with its config.py; default: the pre-trained one."),
+    ] = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """A detector.pth -> weights that another library reads, checked before they are written."""
+    from stages import export as stage
+    from stages.common import default_out
+
+    order = _order(
+        "export", out or default_out("export", to), None, None, fresh=fresh, dry_run=dry_run, as_json=json
+    )
+    stage.run(order, weights or default_out("pretrain") / "detector.pth", to)
+
+
 @app.command(name="show-config", rich_help_panel=TOOLS)
 def show_config(params: ParamsPath = None, json: Json = False) -> None:
     """Every setting with its value, and why its default is what it is."""

@@ -27,6 +27,7 @@ OPTIONS = {
     "methods": {"--json", "--help"},
     "compare": {"--json", "--help"},
     "coco-lt": COMMON - {"--params"} | {"--annotations", "--membership"},
+    "export": {"--to", "--weights", "--out", "--fresh", "--dry-run", "--json", "--help"},
     "show-config": {"--params", "--json", "--help"},
     "doctor": {"--json", "--help"},
 }
