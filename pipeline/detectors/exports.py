@@ -116,11 +116,10 @@ def detectron2_settings(detector: Published) -> dict[str, Any]:
     model, (long_side, short_side) = detector.config.model, detector.test_wh
     anchors, test = model.rpn_head.anchor_generator, model.test_cfg
     levels = ["p2", "p3", "p4", "p5"]
-    with_mask = "mask_head" in model.roi_head
     settings: dict[str, Any] = {
         "META_ARCHITECTURE": "GeneralizedRCNN",
         "WEIGHTS": DETECTRON2_FILE,
-        "MASK_ON": with_mask,
+        "MASK_ON": "mask_head" in model.roi_head,
         "PIXEL_MEAN": [round(m * 255, 6) for m in MEAN],
         "PIXEL_STD": [round(s * 255, 6) for s in STD],
         "BACKBONE": {"NAME": "build_resnet_fpn_backbone"},
@@ -148,24 +147,25 @@ def detectron2_settings(detector: Published) -> dict[str, Any]:
             "SCORE_THRESH_TEST": test.rcnn.score_thr,
             "NMS_THRESH_TEST": test.rcnn.nms.iou_threshold,
         },
-        "ROI_BOX_HEAD": {
-            "NAME": "FastRCNNConvFCHead",
-            "NUM_FC": 2,
-            "FC_DIM": model.roi_head.bbox_head.fc_out_channels,
-            "POOLER_RESOLUTION": 7,
-            "POOLER_TYPE": "ROIAlignV2",
-            "POOLER_SAMPLING_RATIO": 0,
-        },
+        **_roi_settings(model.roi_head),
     }
-    if with_mask:
-        mask = {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_RESOLUTION": 14}
-        settings["ROI_MASK_HEAD"] = {**mask, "POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
     return {
         "MODEL": settings,
         "INPUT": {"FORMAT": "RGB", "MIN_SIZE_TEST": short_side, "MAX_SIZE_TEST": long_side},
         "TEST": {"DETECTIONS_PER_IMAGE": test.rcnn.max_per_img},
         "VERSION": 2,
     }
+
+
+def _roi_settings(head: Any) -> dict[str, Any]:
+    """Pooling as MMDetection does it, and the layers behind it."""
+    pooler = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
+    box = {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "FC_DIM": head.bbox_head.fc_out_channels}
+    settings = {"ROI_BOX_HEAD": {**box, "POOLER_RESOLUTION": 7, **pooler}}
+    if "mask_head" in head:
+        mask = {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_RESOLUTION": 14}
+        settings["ROI_MASK_HEAD"] = {**mask, **pooler}
+    return settings
 
 
 def _safetensors(detector: Published, folder: Path) -> list[str]:
