@@ -346,11 +346,19 @@ def _evaluate_proposals(
 @app.command(rich_help_panel=PIPELINE)
 def analyze(
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Anybody's COCO results file.")
+        list[Path] | None,
+        typer.Option(
+            "--predictions", help="Anybody's COCO results file. Repeatable: the others stand beside it."
+        ),
+    ] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option("--weights", help="A detector.pth, for weight norms and attention maps. Repeatable."),
     ] = None,
     run: Run = None,
     params: ParamsPath = None,
     annotations: Annotations = None,
+    images: Images = None,
     stats: Stats = None,
     out: Out = None,
     seed: Seed = None,
@@ -358,20 +366,30 @@ def analyze(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Predictions -> errors.json and the paper's pies, by frequency group."""
+    """Predictions -> errors.json, error types by group; with weights also norms and attention maps."""
     import dataclasses
 
     from stages.common import split_of
 
     order = _order("analyze", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json)
-    split = split_of(order.params, "val", annotations, None)
-    sources = _sources(order, None, predictions, run, ("evaluate", "predictions.json"))
+    split = split_of(order.params, "val", annotations, images)
+    first = predictions[0] if predictions else None
+    sources = _sources(order, None, first, run, ("evaluate", "predictions.json"))
     _one_answer(sources, out, json)
+    if len(sources) > 1 and weights:
+        raise UsageError(f"--weights with {len(sources)} runs: {', '.join(sources)}", "choose one with --run")
     from stages import analyze as stage
 
     for name, found in sources.items():
         place = dataclasses.replace(order, out=out or _default(stage="analyze", run=name))
-        stage.run(place, split, found, stats)
+        if predictions or weights:
+            needs_images = images is not None or annotations is None
+            material = stage.material_of_files(
+                place.out.name, predictions or [found], weights or [], needs_images
+            )
+            stage.run(place, split, material, stats)
+        else:
+            stage.run_of_params(place, split, name, stats)
 
 
 def _check(order: Any) -> None:

@@ -113,24 +113,36 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
 
 def _detect(order: Order, annotations: Annotations, split: Split, weights: Path | None) -> Predictions:
     """Run the detector over the split."""
-    import pipeline.finetune.heads  # registers the methods' losses and heads, which decide on the scores
     from pipeline.detectors.inference import detect
-    from pipeline.detectors.publish import load_published
 
     check_files(split.images, annotations.file_names)
-    assert weights is not None and pipeline.finetune
+    assert weights is not None
+    model, test_wh = load_detector(weights, annotations)
+    device = order.machine.one_device()
+    workers = order.machine.loader_workers(use_gpu=device.type == "cuda")
+    found = detect(model.to(device), annotations, split.images, test_wh, device, workers=workers)
+    return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
+
+
+def load_detector(weights: Path, annotations: Annotations) -> tuple[Any, tuple[int, int]]:
+    """A published detector for the categories of a split: in eval mode, and (long, short) side at test time.
+
+    Raises:
+        MismatchedInput: it was trained on other categories.
+    """
+    import pipeline.finetune.heads  # registers the methods' losses and heads, which decide on the scores
+    from pipeline.detectors.publish import load_published
+
+    assert pipeline.finetune
     model, classes, test_wh = load_published(weights)
     if classes != annotations.category_names:
         raise MismatchedInput(
             f"{weights} knows {len(classes)} categories ({', '.join(classes[:3])}, ...), "
             f"{annotations.path} has {len(annotations.category_ids)} "
             f"({', '.join(annotations.category_names[:3])}, ...)",
-            "evaluate on annotations with the categories of training, in the same order",
+            "use annotations with the categories of training, in the same order",
         )
-    device = order.machine.one_device()
-    workers = order.machine.loader_workers(use_gpu=device.type == "cuda")
-    found = detect(model.to(device), annotations, split.images, test_wh, device, workers=workers)
-    return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
+    return model, test_wh
 
 
 def _as_columns(found: Iterator[Any]) -> Predictions:

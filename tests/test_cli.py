@@ -23,7 +23,7 @@ OPTIONS = {
     "evaluate": COMMON
     | SPLIT
     | {"--gpus", "--weights", "--predictions", "--proposals", "--run", "--stats", "--protocol"},
-    "analyze": COMMON | {"--annotations", "--predictions", "--run", "--stats"},
+    "analyze": COMMON | SPLIT | {"--predictions", "--weights", "--run", "--stats"},
     "methods": {"--json", "--help"},
     "compare": {"--json", "--help"},
     "coco-lt": COMMON - {"--params"} | {"--annotations", "--membership"},

@@ -69,7 +69,7 @@ def test_pies_name_every_slice_box_and_category(tmp_path: Path, drawn: list[Figu
     ):
         assert sentence in found
     assert sum(t.startswith("classification") for t in found) == 6
-    assert figure.get_supxlabel() == figures.CONVENTION
+    assert figure.get_supxlabel() == figures.convention({"ours": OURS})
     assert [p.get_hatch() for p in figure.axes[0].patches] == ["", "//", "..", "xx", "--"]
     spans = [p.theta2 - p.theta1 for p in figure.axes[0].patches]
     assert spans == pytest.approx([3.6 * s for s in (51.8, 12, 17.2, 15, 4)])

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from pipeline.data.coco_lt import Columns, Selection
 from pipeline.data.coco_lt_counts import NUM_BINS, PublishedSplit, bin_sizes, bins_of, differences
+from pipeline.drawing import BIN_TINTS, BLUE, ORANGE, QUIET, clean, save
 
 BIN_NAMES = ("below 20", "20 to 399", "400 to 7,999", "8,000 and more")
-BIN_COLOURS = ("#fbecec", "#fdf6e6", "#eef6ee", "#eef3f8")
-BLUE, ORANGE, QUIET = "#0072b2", "#d55e00", "#777777"  # told apart by colour-blind readers and in grey
 DPI = 150
 
 
@@ -98,11 +97,9 @@ def counts_figure(made: dict[str, Any], path: Path) -> None:
     axes.set_xticks(ranks, [r["name"] for r in rows], rotation=90, fontsize=7)
     title = f"COCO-LT: {made['images']:,} images, {made['annotations']:,} instances"
     axes.set_title(title, loc="left", pad=22, fontsize=11)
-    axes.grid(axis="y", color="#cccccc", lw=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    clean(axes)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    save(figure, path, DPI)
 
 
 def _bands(axes: Axes, bins: np.ndarray) -> None:
@@ -111,7 +108,7 @@ def _bands(axes: Axes, bins: np.ndarray) -> None:
         ranks = np.flatnonzero(bins == number)
         if len(ranks):
             left, right = ranks[0] - 0.5, ranks[-1] + 0.5
-            axes.axvspan(left, right, color=BIN_COLOURS[number - 1], lw=0, zorder=0)
+            axes.axvspan(left, right, color=BIN_TINTS[number - 1], lw=0, zorder=0)
             axes.axvline(right, color=QUIET, lw=0.6, zorder=1)
             label = f"AP{number}: {BIN_NAMES[number - 1]} ({len(ranks)})"
             if len(ranks) < 0.12 * len(bins):

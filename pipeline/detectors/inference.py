@@ -45,6 +45,31 @@ class Detections:
     masks: list[dict[str, Any]] | None
 
 
+@dataclass(frozen=True)
+class View:
+    """One image as a detector sees it: `batch` (1, 3, height, width) is the canvas, normalised, whose upper
+    left `view_wh` the view fills."""
+
+    batch: Tensor
+    view_wh: tuple[int, int]
+    stored_wh: tuple[int, int]
+
+
+def view_of(
+    annotations: Annotations, images: Path, test_wh: tuple[int, int], position: int, device: torch.device
+) -> View:
+    """Decode and prepare the image at `position`, as `detect` does.
+
+    Raises:
+        MissingInput, InputError: as `detect`.
+    """
+    pixels = _TestViews(annotations, images, test_wh)._view(position)
+    view_wh = (pixels.shape[1], pixels.shape[0])
+    width, height = (int(side) for side in annotations.sizes_wh[position])
+    batch = on_canvas([normalise(to_float(pixels, device))], _padded_wh(view_wh))
+    return View(batch, view_wh, (width, height))
+
+
 def detect(
     model: nn.Module,
     annotations: Annotations,

@@ -1,25 +1,17 @@
 """The five error types of the paper (Fig. 2, App. A.1, after YOLO v1).
 
 Of each category the N best-scored detections are judged, N = its ground-truth boxes in the split (crowds
-apart).  `iou_same` is a detection's largest IoU with an object of its class, `iou_other` with one of another:
+apart), or a number that is given.  What each is, `pipeline.evaluation.error_decisions` says in one table.
 
-    correct          iou_same >= .5; no one-to-one matching: several boxes on one object are all correct
-    localization     .1 <= iou_same < .5
-    classification   its class is wrong (iou_same = 0) and iou_other >= .5
-    other            iou_other >= .1 besides: the class is wrong, or right with iou_same < .1
-    background       less than .1 with every object
-
-Paper: strict inequalities, which leave .1 and .5 undefined; here: lower edges closed, as in COCO.  What
-cannot be verified is not called an error: in LVIS files, boxes of categories that nobody checked in that
-image are passed over before N is counted off (as are boxes without area), and a background box on a crowd
-region is `ignored`.
+What cannot be verified is not called an error: in LVIS files, boxes of categories that nobody checked in that
+image are passed over before N is counted off, as are boxes without area.
 
 Shapes: D judged detections (category by category, best first), C categories, G objects of one image.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,11 +19,10 @@ import pandas as pd
 from pipeline.data.annotations import Annotations
 from pipeline.data.boxes import area, iou
 from pipeline.errors import MismatchedInput
+from pipeline.evaluation.error_decisions import TYPES, decide
 from pipeline.evaluation.predictions import Predictions, score_rank
 
-TYPES = ("correct", "localization", "background", "classification", "other")
 GROUPS = ("all", "r", "c", "f")
-LOOSE, TIGHT = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ class ErrorReport:
 
     groups: dict[str, dict[str, Any]]
     table: pd.DataFrame
+    top_n: int | Literal["objects"] = "objects"
 
     def to_plain(self) -> dict[str, dict[str, Any]]:
         """errors.json: str, int, float, None in dicts."""
@@ -61,7 +53,10 @@ class _Verdicts:
 
 
 def error_types(
-    annotations: Annotations, predictions: Predictions, frequency: list[str] | None = None
+    annotations: Annotations,
+    predictions: Predictions,
+    frequency: list[str] | None = None,
+    top_n: int | Literal["objects"] = "objects",
 ) -> ErrorReport:
     """Sort the top-N detections of each category into the paper's five types.
 
@@ -69,6 +64,7 @@ def error_types(
         annotations: the split that was predicted.
         predictions: of that split.
         frequency: r, c or f per category (C); None: the annotations' own; with neither, r, c and f are empty.
+        top_n: N of every category that has objects; `objects`: as many as it has.
 
     Returns:
         per group counts and percentages: `percent` is the mean over categories (as in YOLO v1),
@@ -81,26 +77,27 @@ def error_types(
     num_categories = len(annotations.category_ids)
     if letters is not None and len(letters) != num_categories:
         raise MismatchedInput(f"{len(letters)} frequencies for {num_categories} categories")
-    wanted = np.bincount(annotations.labels[~annotations.is_crowd], minlength=num_categories)
+    objects = np.bincount(annotations.labels[~annotations.is_crowd], minlength=num_categories)
+    wanted = objects if top_n == "objects" else np.where(objects > 0, top_n, 0)
     chosen = predictions.take(_top_n(annotations, predictions, wanted))
     verdicts = _judge(annotations, chosen)
     groups = {}
     for name in GROUPS:
         members = np.array([name in ("all", letter) for letter in letters or [""] * num_categories])
         groups[name] = _group(members, chosen.labels, verdicts, wanted)
-    return ErrorReport(groups, _table(annotations, chosen, verdicts))
+    return ErrorReport(groups, _table(annotations, chosen, verdicts), top_n)
 
 
 def _top_n(annotations: Annotations, predictions: Predictions, wanted: np.ndarray) -> np.ndarray:
     """(D,) rows of the `wanted` (C,) best verifiable detections of each category, ties in file order."""
-    candidates = np.flatnonzero(~predictions.is_empty_box & _is_verified(annotations, predictions))
+    candidates = np.flatnonzero(~predictions.is_empty_box & is_verified(annotations, predictions))
     labels, scores = predictions.labels[candidates], predictions.scores[candidates]
     rank = score_rank(labels, scores)
     order = np.lexsort((rank, labels))
     return candidates[order][rank[order] < wanted[labels[order]]]
 
 
-def _is_verified(annotations: Annotations, predictions: Predictions) -> np.ndarray:
+def is_verified(annotations: Annotations, predictions: Predictions) -> np.ndarray:
     """(N,) bool: the category was checked in the image, so that a box there can be called right or wrong."""
     if not annotations.is_lvis or annotations.neg_category_ids is None:
         return np.ones(len(predictions), dtype=bool)
@@ -121,7 +118,7 @@ def _judge(annotations: Annotations, chosen: Predictions) -> _Verdicts:
     """The type of each judged detection; rows of one category must be best first."""
     iou_same, iou_other, on_crowd = (np.zeros(len(chosen)) for _ in range(3))
     nearest = np.full(len(chosen), -1)  # the object of its class that iou_same is about
-    for rows, truth in _by_image(annotations, chosen):
+    for rows, truth in by_image(annotations, chosen):
         boxes, objects = chosen.boxes[rows], annotations.boxes[truth].astype(np.float64)
         crowd = annotations.is_crowd[truth]
         overlap = np.where(crowd, 0, iou(boxes, objects))  # (D_image, G)
@@ -129,22 +126,12 @@ def _judge(annotations: Annotations, chosen: Predictions) -> _Verdicts:
         iou_same[rows] = np.where(is_same, overlap, 0).max(axis=1)
         iou_other[rows] = np.where(is_same, 0, overlap).max(axis=1)
         nearest[rows] = truth.start + np.where(is_same, overlap, 0).argmax(axis=1)
-        on_crowd[rows] = _coverage(boxes, objects[crowd]).max(axis=1, initial=0)
-    kinds = np.select(
-        [
-            iou_same >= TIGHT,
-            iou_same >= LOOSE,
-            (iou_same == 0) & (iou_other >= TIGHT),
-            iou_other >= LOOSE,
-            on_crowd >= LOOSE,
-        ],
-        ["correct", "localization", "classification", "other", "ignored"],
-        default="background",
-    )
+        on_crowd[rows] = coverage(boxes, objects[crowd]).max(axis=1, initial=0)
+    kinds = decide(iou_same, iou_other, on_crowd)
     return _Verdicts(kinds, _duplicates(kinds == "correct", nearest), iou_same, iou_other)
 
 
-def _by_image(annotations: Annotations, chosen: Predictions) -> Iterator[tuple[np.ndarray, slice]]:
+def by_image(annotations: Annotations, chosen: Predictions) -> Iterator[tuple[np.ndarray, slice]]:
     """For each image with objects and judged detections: rows of these, and the slice of those."""
     order = np.argsort(chosen.images, kind="stable")
     images, starts = np.unique(chosen.images[order], return_index=True)
@@ -154,11 +141,11 @@ def _by_image(annotations: Annotations, chosen: Predictions) -> Iterator[tuple[n
             yield rows, truth
 
 
-def _coverage(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+def coverage(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
     """(D, G) share of each box that lies in each crowd region, COCO's overlap for crowds."""
     top_left = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    return np.clip(bottom_right - top_left, 0, None).prod(axis=2) / area(boxes)[:, None]
+    return np.clip(bottom_right - top_left, 0, None).prod(axis=2) / np.maximum(area(boxes), 1e-9)[:, None]
 
 
 def _duplicates(is_correct: np.ndarray, nearest: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Figures of the evaluation: the paper's Fig. 2 as pies and as bars, and the comparison of runs.
 
-Drawn without pyplot and without volatile metadata, so that the same numbers give the same PNG bytes.  Every
-type of error has its place, its pattern and its name beside its colour (Okabe-Ito): none needs the colour.
+Every type of error has its place, its pattern and its name beside its colour: none needs the colour.
 """
 
 from collections.abc import Mapping
@@ -10,20 +9,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Wedge
 
-from pipeline.artifacts import replacing
+from pipeline import drawing
+from pipeline.drawing import AMBER, GREEN, GROUP_NAMES, PALE, PINK, RUN_COLOURS, RUN_HATCHES, SKY
 from pipeline.evaluation.error_types import TYPES, ErrorReport
 
-COLOURS = dict(zip(TYPES, ("#009E73", "#56B4E9", "#BBBBBB", "#E69F00", "#CC79A7"), strict=True))
+COLOURS = dict(zip(TYPES, (GREEN, SKY, PALE, AMBER, PINK), strict=True))
 HATCHES = dict(zip(TYPES, ("", "//", "..", "xx", "--"), strict=True))
-RUN_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-RUN_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
-GROUP_NAMES = {"all": "all", "r": "rare", "c": "common", "f": "frequent"}
 CONVENTION = (
-    "Best N boxes per category, N = its ground-truth boxes (where verified).  No one-to-one matching:\n"
+    "Best N boxes per category, N = {n} (where verified).  No one-to-one matching:\n"
     "duplicates are correct.  Mean over categories; same class first; lower edges closed (IoU >= .5, >= .1)."
 )
 DPI = 130
@@ -34,7 +30,7 @@ def error_pies(reports: Mapping[str, ErrorReport], path: Path) -> None:
 
     Args:
         reports: model name -> its errors, in the order of the rows.
-        path: a PNG.
+        path: a PNG; an SVG is written beside it.
     """
     groups = _groups(reports)
     figure = Figure(
@@ -45,7 +41,7 @@ def error_pies(reports: Mapping[str, ErrorReport], path: Path) -> None:
         for ax, group in zip(row, groups, strict=True):
             _pie(ax, report.groups[group])
             ax.set_title(f"{name}, {_title(report.groups[group], group)}", fontsize=10)
-    figure.supxlabel(CONVENTION, fontsize=8)
+    figure.supxlabel(convention(reports), fontsize=8)
     _save(figure, path)
 
 
@@ -54,7 +50,7 @@ def error_bars(reports: Mapping[str, ErrorReport], path: Path) -> None:
 
     Args:
         reports: model name -> its errors; models lie next to each other inside each frequency group.
-        path: a PNG.
+        path: a PNG; an SVG is written beside it.
     """
     groups = _groups(reports)
     bars = [
@@ -81,8 +77,14 @@ def error_bars(reports: Mapping[str, ErrorReport], path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    figure.supxlabel(CONVENTION, fontsize=8)
+    figure.supxlabel(convention(reports), fontsize=8)
     _save(figure, path)
+
+
+def convention(reports: Mapping[str, ErrorReport]) -> str:
+    """How the boxes were chosen and judged, for a caption."""
+    sizes = {str(report.top_n) for report in reports.values()}
+    return CONVENTION.format(n=", ".join(sorted(sizes)).replace("objects", "its ground-truth boxes"))
 
 
 def metrics_figure(metrics: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
@@ -90,7 +92,7 @@ def metrics_figure(metrics: Mapping[str, Mapping[str, float | None]], path: Path
 
     Args:
         metrics: run name -> its metrics.json, percent; a group that is null is drawn as "n/a".
-        path: a PNG.
+        path: a PNG; an SVG is written beside it.
     """
     kinds = [kind for kind in ("bbox", "segm") if any(f"{kind}_AP" in m for m in metrics.values())]
     figure = Figure(figsize=(5.2 * len(kinds) + 1.2, 4), dpi=DPI, layout="constrained")
@@ -197,7 +199,5 @@ def _grouped_bars(ax: Axes, metrics: Mapping[str, Mapping[str, float | None]], k
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """A PNG without the version of its writer, so that equal figures are equal bytes."""
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    """A PNG, and an SVG beside it."""
+    drawing.save(figure, path, DPI, svg=True)

@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from pipeline.artifacts import replacing
 from pipeline.data.annotations import Annotations
+from pipeline.drawing import AMBER, BLUE, GREEN, GRID, INK, ORANGE, PINK, SKY, save
 from pipeline.evaluation.proposal_recall import AREAS, BUDGETS, ProposalRecall, groups
 
 CURVE_BUDGETS = np.unique(np.geomspace(1, BUDGETS[-1], 61).round().astype(np.int64)).tolist()
 CATEGORY_BUDGETS = (100, 1000)
 STYLES = {
-    "all": ("all", "#222222", "-"),
-    "r": ("rare", "#D55E00", "--"),
-    "c": ("common", "#009E73", "-."),
-    "f": ("frequent", "#0072B2", ":"),
-    "s": ("small, under 32 x 32 px", "#CC79A7", "--"),
-    "m": ("medium", "#E69F00", "-."),
-    "l": ("large, over 96 x 96 px", "#56B4E9", ":"),
+    "all": ("all", INK, "-"),
+    "r": ("rare", ORANGE, "--"),
+    "c": ("common", GREEN, "-."),
+    "f": ("frequent", BLUE, ":"),
+    "s": ("small, under 32 x 32 px", PINK, "--"),
+    "m": ("medium", AMBER, "-."),
+    "l": ("large, over 96 x 96 px", SKY, ":"),
 }
 CONVENTION = (
     "Recall of the k best boxes of each image, one-to-one in score order, mean over IoU .5, .55, ..., .95"
@@ -82,9 +81,7 @@ def recall_figure(curves: RecallCurves, path: Path) -> None:
         _finish(ax, curves.most_kept, title)
     all_axes[0].set_ylabel("average recall, %")
     figure.supxlabel("\n".join([CONVENTION, *([FEDERATED] if curves.is_lvis else [])]), fontsize=8)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save(figure, path, DPI)
 
 
 def write_curves(curves: RecallCurves, path: Path) -> None:
@@ -159,7 +156,7 @@ def _finish(ax: Axes, most_kept: int, title: str) -> None:
     ax.set_xticks([1, *BUDGETS])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.grid(color="#dddddd", linewidth=0.6)
+    ax.grid(color=GRID, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("k, boxes of each image")
     ax.set_title(title, fontsize=10)

@@ -14,12 +14,12 @@ from matplotlib.patches import Rectangle
 
 from pipeline.data.annotations import Annotations
 from pipeline.data.images import read_image
+from pipeline.drawing import BLUE, GREEN, ORANGE, save
 from pipeline.proposals.store import ProposalStore
 
 BINS, DPI = 40, 130
 ROWS_AT_ONCE = 1_000_000
 COLUMNS, SHOWN = 4, 8  # images; boxes drawn on each
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
 def summary_figure(store: ProposalStore, path: Path) -> None:
@@ -49,7 +49,7 @@ def summary_figure(store: ProposalStore, path: Path) -> None:
         f"{int(counts.sum()):,} proposals in {len(counts):,} images, {int((counts == 0).sum()):,} without any"
     )
     figure.suptitle(f"{store.metadata['2drcl.source']}: {total}", x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    save(figure, path, DPI)
 
 
 def examples_figure(
@@ -83,7 +83,7 @@ def examples_figure(
         axes.set_title(f"image {image_id}: {len(scores)} proposals, {best}", fontsize=8)
     title = f"The {SHOWN} best proposals (orange) and the annotated objects (white, dashed)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    save(figure, path, DPI)
 
 
 def _histogram(axes: Axes, counts: np.ndarray, edges: np.ndarray, colour: str) -> None:

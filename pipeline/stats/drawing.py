@@ -1,4 +1,4 @@
-"""What the figures of the stage share: colours, axes over the categories, and how they are written.
+"""What the figures of the stage share besides the palette: axes over the categories, and legends.
 
 Categories stand in one order in all figures: frequent, common, rare, and by falling image count within each,
 so that the groups are bands of the page, named at its top.  Equal content gives equal bytes.
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from pipeline import drawing
+from pipeline.drawing import BLUE, GROUP_NAMES, GROUP_TINTS, INK, ORANGE, QUIET
 from pipeline.stats.frequencies import CategoryFrequencies
 from pipeline.stats.schemes import Scheme
 
-BANDS = {"f": ("frequent", "#eef3f8"), "c": ("common", "#fdf6e6"), "r": ("rare", "#fbecec")}
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart by colour-blind readers and in grey
-INK, QUIET = "#222222", "#777777"
+BANDS = {letter: (GROUP_NAMES[letter], GROUP_TINTS[letter]) for letter in "fcr"}
 NAMED_CATEGORIES = 60  # more names than this do not fit under an axis
 DPI = 150
 LINES: dict[Scheme, tuple[str, str, str]] = {
@@ -72,13 +72,6 @@ def dots(axes: Axes, values: np.ndarray, colour: str, marker: str, label: str) -
     axes.scatter(ranks, values, s=area, c=colour, marker=marker, linewidths=width, alpha=0.75, label=label)
 
 
-def clean(axes: Axes) -> None:
-    """Horizontal grid lines, no box."""
-    axes.grid(axis="y", color="#cccccc", lw=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def add_legend(figure: Figure, *handles: object) -> None:
     """Below the page: no corner of a long-tailed plot is empty for every data set."""
     which = {"handles": handles} if handles else {}
@@ -95,4 +88,4 @@ def add_title(axes: Axes, title: str) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """A PNG without volatile metadata."""
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    drawing.save(figure, path, DPI)

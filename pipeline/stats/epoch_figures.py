@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pipeline.stats.drawing import BANDS, LINES, add_legend, add_title, clean, save
+from pipeline.drawing import clean
+from pipeline.stats.drawing import BANDS, LINES, add_legend, add_title, save
 from pipeline.stats.expectation import GROUPS
 from pipeline.stats.schemes import Scheme
 

@@ -9,20 +9,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pipeline.stats.drawing import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    QUIET,
-    add_legend,
-    add_title,
-    category_axes,
-    clean,
-    dots,
-    ranked,
-    save,
-)
+from pipeline.drawing import BLUE, GREEN, INK, ORANGE, QUIET, clean
+from pipeline.stats.drawing import add_legend, add_title, category_axes, dots, ranked, save
 from pipeline.stats.frequencies import CategoryFrequencies
 from pipeline.stats.schemes import alpha_schedule, category_factors
 from pipeline.stats.settings import StatsSettings, resolve_threshold
