@@ -68,6 +68,7 @@ TINY = {
             "control": {"method": "seesaw", "init": "none", "match_pretrain_draws": True},
         },
     },
+    "analyze": {"examples": 1, "attention": {"images": 1}},
 }
 
 

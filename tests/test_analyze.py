@@ -19,7 +19,6 @@ from pipeline.settings import build
 from stages import analyze
 from stages.analyze import material_of_files
 
-FEW = {"examples": 1, "attention": {"images": 1}}
 VAL = "artifacts/sample/val_lvis.json"
 ERRORS = {
     *("error_types.png", "error_types.svg", "error_types.csv", "error_bars.png", "error_bars.svg"),
@@ -75,7 +74,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(rendered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder for products; the inputs are read where they are."""
     monkeypatch.chdir(rendered)
-    write_params(rendered, analyze=FEW)
+    write_params(rendered)
     return tmp_path
 
 
@@ -183,7 +182,7 @@ def test_a_run_of_params_stands_beside_its_baseline(
     monkeypatch.chdir(project)
     runs = {"plain": {"method": "ce"}, "ecm": {"method": "ecm"}}
     finetune = {**TINY["finetune"], "runs": runs}  # type: ignore[dict-item]
-    write_params(project, analyze={"baseline": "plain", **FEW}, finetune=finetune)
+    write_params(project, analyze={"baseline": "plain"}, finetune=finetune)
     for run, keep in (("plain", 3), ("ecm", 1)):
         write_predictions(Path(f"artifacts/evaluate/{run}/predictions.json"), keep)
     names = read_annotations(Path(VAL)).category_names
