@@ -36,6 +36,12 @@ Images = Annotated[
     Path | None, typer.Option("--images", help="Image folder of --annotations; default: beside it.")
 ]
 Proposals = Annotated[Path | None, typer.Option("--proposals", help="Folder written by `2drcl proposals`.")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="fast, or official: pycocotools and lvis-api themselves.")
+]
+Bootstrap = Annotated[
+    int | None, typer.Option("--bootstrap", help="Resamples of the images for intervals.json.")
+]
 Protocol = Annotated[
     str | None,
     typer.Option(
@@ -196,10 +202,6 @@ def pretrain(
     stats: Stats = None,
     init: Init = None,
     allow_partial: AllowPartial = None,
-    show_batch: Annotated[
-        Path | None,
-        typer.Option("--show-batch", help="Draw the next step: views, masks, reconstruction; train nothing."),
-    ] = None,
     out: Out = None,
     gpus: Gpus = None,
     procs: Procs = 1,
@@ -224,7 +226,7 @@ def pretrain(
     from stages import pretrain as stage
 
     found = (proposals or default_out("proposals"), stats or default_out("stats"))
-    stage.run(order, stage.Inputs(split, *found, init, tuple(allow_partial or ())), show_batch)
+    stage.run(order, stage.Inputs(split, *found, init, tuple(allow_partial or ())))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -290,6 +292,8 @@ def evaluate(
     proposals: Proposals = None,
     stats: Stats = None,
     protocol: Protocol = None,
+    engine: Engine = None,
+    bootstrap: Bootstrap = None,
     out: Out = None,
     gpus: Gpus = None,
     seed: Seed = None,
@@ -302,12 +306,12 @@ def evaluate(
 
     from stages.common import refuse_under_dvc, split_of
 
-    refuse_under_dvc(protocol=protocol)
+    refuse_under_dvc(protocol=protocol, engine=engine, bootstrap=bootstrap)
     if weights and predictions:
         raise UsageError("--weights and --predictions exclude each other")
     order = _order("evaluate", out, params, seed, gpus=gpus, fresh=fresh, dry_run=dry_run, as_json=json)
-    if protocol is not None:
-        order = dataclasses.replace(order, params=_with_protocol(order.params, protocol))
+    asked = {"protocol": protocol, "engine": engine, "bootstrap": bootstrap}
+    order = dataclasses.replace(order, params=_evaluating(order.params, asked))
     if order.params.section("evaluate").protocol == "proposals":
         if weights or predictions or run:
             raise UsageError("protocol proposals looks at proposals, not at a detector", "give --proposals")
@@ -325,11 +329,12 @@ def evaluate(
         stage.run(place, split, weights=None if predictions else found, predictions=predictions, stats=stats)
 
 
-def _with_protocol(params: Any, protocol: str) -> Any:
-    """The params with evaluate.protocol replaced."""
+def _evaluating(params: Any, asked: dict[str, Any]) -> Any:
+    """The params with those settings of `evaluate` replaced that were given."""
     import dataclasses
 
-    changed = {**dict(params.content.get("evaluate") or {}), "protocol": protocol}
+    given = {key: value for key, value in asked.items() if value is not None}
+    changed = {**dict(params.content.get("evaluate") or {}), **given}
     return dataclasses.replace(params, content={**params.content, "evaluate": changed})
 
 

@@ -1,6 +1,7 @@
 """`2drcl compare A B`: evaluations side by side, with what each was trained on; or two stats folders."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from pipeline import artifacts
 from pipeline.errors import InputError, MismatchedInput, MissingInput, UsageError
-from stages.console import OUT, data
+from stages.console import OUT, data, say
 
 STAGES = ("evaluate", "stats")
 SHOWN = (
@@ -36,8 +37,10 @@ def run(folders: list[Path], as_json: bool) -> None:
         _compare_stats(folders, as_json)
         return
     rows = [_row(folder) for folder in folders]
+    _check_same_split(folders)
+    pair = _paired(folders, rows)
     if as_json:
-        data(rows, True, [])
+        data({"runs": rows, "differences": pair} if pair else rows, True, [])
         return
     keys = [k for k in SHOWN if any(k in row["metrics"] for row in rows)]
     table = Table("run", *(k.replace("bbox_", "") for k in keys), "images drawn", title="in percent")
@@ -45,6 +48,49 @@ def run(folders: list[Path], as_json: bool) -> None:
         values = (row["metrics"].get(k) for k in keys)
         cells = ("n/a" if v is None else f"{v:.2f}" for v in values)
         table.add_row(row["run"], *cells, row["images_drawn"])
+    OUT.print(table)
+    if pair:
+        _print_paired(pair, rows)
+    elif len(folders) == 2:
+        say("is the difference real?  evaluate both with --bootstrap 1000, and compare again")
+
+
+def _check_same_split(folders: list[Path]) -> None:
+    """Two numbers on different images say nothing about two runs.
+
+    Raises:
+        MismatchedInput: evaluations of different annotations.
+    """
+    digests = [
+        artifacts.read_manifest(folder, "evaluate").get("inputs", {}).get("annotations") for folder in folders
+    ]
+    for folder, digest in zip(folders[1:], digests[1:], strict=True):
+        if None not in (digest, digests[0]) and digest != digests[0]:
+            raise MismatchedInput(
+                f"{folders[0]} and {folder} were evaluated on different annotations",
+                "evaluate both on the same file",
+            )
+
+
+def _paired(folders: list[Path], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Differences of two runs with their intervals, empty unless both were evaluated with resamples."""
+    from pipeline.evaluation.intervals import SAMPLES, paired
+
+    if len(folders) != 2 or not all((folder / SAMPLES).exists() for folder in folders):
+        return {}
+    found = paired(folders[0], folders[1], [row["metrics"] for row in rows])
+    return {name: asdict(difference) for name, difference in found.items()}
+
+
+def _print_paired(differences: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    title = f"{rows[1]['run']} - {rows[0]['run']}, on the same resamples of the images"
+    table = Table("metric", "difference", "95 % interval", "p", title=title)
+    for name, found in differences.items():
+        if found["value"] is None or found["interval"] is None:
+            table.add_row(name, "n/a", "", "")
+            continue
+        low, high = found["interval"]
+        table.add_row(name, f"{found['value']:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{found['p']:.3f}")
     OUT.print(table)
 
 

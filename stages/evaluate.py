@@ -1,7 +1,7 @@
 """`2drcl evaluate`: weights or predictions -> predictions.json, metrics.json."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.images import check_files
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, MissingInput
+from pipeline.evaluation.bootstrap import bootstrap
 from pipeline.evaluation.figures import metrics_figure
+from pipeline.evaluation.intervals import read_intervals, write_intervals
 from pipeline.evaluation.metrics import Scores, default_protocol, score
 from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
 from pipeline.settings import to_plain
+from pipeline.stats.frequencies import CategoryFrequencies
 from stages.common import Order, answer, make
 from stages.console import data, track, warn
 from stages.machine import is_first
@@ -45,7 +48,10 @@ def run(
     if weights is not None and weights.with_name("config.py").exists():
         inputs["config"] = artifacts.file_digest(weights.with_name("config.py"))
     frequency = frequency_letters(annotations, stats)
+    counts = instance_counts(annotations, stats) if settings.protocol == "coco-lt" else None
     plain = {"evaluate": to_plain(settings), "frequency": frequency}
+    if counts is not None:
+        plain["instance_counts"] = counts.tolist()
     facts = _scored_on(annotations, settings.protocol)
     manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed, **facts)
 
@@ -58,20 +64,35 @@ def run(
             warn(remark)
         write_predictions(folder / "predictions.json", annotations, found)
         found = read_predictions(folder / "predictions.json", annotations)  # score what everybody can read
-        scores = score(annotations, found, settings, frequency)
-        artifacts.write_json(folder / "metrics.json", scores.metrics)
+        scores = score(annotations, found, settings, frequency, counts)
         (folder / "figures").mkdir()
-        metrics_figure({order.out.name: scores.metrics}, folder / "figures" / "metrics.png")
-        _write_per_category(folder / "figures" / "per_category.csv", annotations, scores, frequency)
+        _write_scores(folder, order, annotations, scores, frequency)
+        if settings.bootstrap:
+            write_intervals(folder, _resample(scores, annotations, settings.bootstrap, order.params.seed))
 
     make(order, manifest, produce)
     if order.dry_run or not is_first():
         return {}
+    return _tell(order)
+
+
+def _tell(order: Order) -> dict[str, float | None]:
+    """The metrics on stdout, with their intervals where there are any."""
     metrics: dict[str, float | None] = _read_json(order.out / "metrics.json")
-    data(metrics, order.as_json, (f"{name:12s} {_show(value)}" for name, value in metrics.items()))
+    intervals = read_intervals(order.out)
+    lines = (f"{name:12s} {_show(value, intervals.get(name))}" for name, value in metrics.items())
+    data(metrics, order.as_json, lines)
     if not order.as_json:
         answer(order)
     return metrics
+
+
+def _write_scores(
+    folder: Path, order: Order, annotations: Annotations, scores: Scores, frequency: list[str] | None
+) -> None:
+    artifacts.write_json(folder / "metrics.json", scores.metrics)
+    metrics_figure({order.out.name: scores.metrics}, folder / "figures" / "metrics.png")
+    _write_per_category(folder / "figures" / "per_category.csv", annotations, scores, frequency)
 
 
 def _scored_on(annotations: Annotations, protocol: str) -> dict[str, Any]:
@@ -93,6 +114,15 @@ def source_digest(source: Path) -> str:
     return artifacts.file_digest(source)
 
 
+def instance_counts(annotations: Annotations, stats: Path | None) -> np.ndarray | None:
+    """(C,) instances in the training split, None without its stats.
+
+    Raises:
+        MismatchedInput: the stats know other categories.
+    """
+    return None if stats is None else _categories(annotations, stats).instance_count
+
+
 def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str] | None:
     """r, c, f of each category: the annotations' own, else those of the training split's stats.
 
@@ -101,6 +131,10 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
     """
     if stats is None:
         return annotations.frequency
+    return list(_categories(annotations, stats).frequency)
+
+
+def _categories(annotations: Annotations, stats: Path) -> CategoryFrequencies:
     from pipeline.stats.tables import read_categories
 
     found = read_categories(stats / "categories.parquet")
@@ -108,7 +142,7 @@ def frequency_letters(annotations: Annotations, stats: Path | None) -> list[str]
         raise MismatchedInput(
             f"{stats} has other categories than {annotations.path}", "give the stats of its train split"
         )
-    return list(found.frequency)
+    return found
 
 
 def _detect(order: Order, annotations: Annotations, split: Split, weights: Path | None) -> Predictions:
@@ -189,11 +223,20 @@ def _write_per_category(
             )
 
 
+def _resample(scores: Scores, annotations: Annotations, num_samples: int, seed: int) -> dict[str, np.ndarray]:
+    def progress(starts: Sequence[int]) -> Iterator[int]:
+        return track(iter(starts), len(starts), "evaluate: resamples, 50 at a time")
+
+    return bootstrap(scores.weigh, len(annotations.image_ids), num_samples, seed, progress)
+
+
 def _read_json(path: Path) -> Any:
     import json
 
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _show(value: float | None) -> str:
-    return "n/a (no category)" if value is None else f"{value:.2f}"
+def _show(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "n/a (no category)"
+    return f"{value:.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")

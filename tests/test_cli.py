@@ -18,14 +18,12 @@ OPTIONS = {
     "sample": COMMON | {"--no-pixels"},
     "proposals": COMMON | MACHINE | SPLIT | {"--allow-partial", "--weights"},
     "stats": COMMON | {"--annotations", "--proposals"},
-    "pretrain": COMMON
-    | MACHINE
-    | SPLIT
-    | {"--proposals", "--stats", "--init", "--allow-partial", "--show-batch"},
+    "pretrain": COMMON | MACHINE | SPLIT | {"--proposals", "--stats", "--init", "--allow-partial"},
     "finetune": COMMON | MACHINE | SPLIT | {"--method", "--run", "--stats", "--init", "--allow-partial"},
     "evaluate": COMMON
     | SPLIT
-    | {"--gpus", "--weights", "--predictions", "--proposals", "--run", "--stats", "--protocol"},
+    | {"--gpus", "--weights", "--predictions", "--proposals", "--run", "--stats", "--protocol"}
+    | {"--engine", "--bootstrap"},
     "analyze": COMMON | SPLIT | {"--predictions", "--weights", "--run", "--stats"},
     "methods": {"--json", "--help"},
     "compare": {"--json", "--help"},

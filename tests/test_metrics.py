@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.data.annotations import read_annotations
-from pipeline.errors import InputError, MismatchedInput
-from pipeline.evaluation import metrics as metrics_module
+from pipeline.errors import InputError, MismatchedInput, UsageError
+from pipeline.evaluation import official
 from pipeline.evaluation.metrics import Scores, compute_metrics, default_protocol, score
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.settings import EvaluationSettings
@@ -40,6 +40,11 @@ def scored(
     annotations = read_annotations(folder / "annotations.json")
     predictions = read_predictions(folder / "predictions.json", annotations)
     return score(annotations, predictions, EvaluationSettings(**settings), frequency)
+
+
+def precisions(scores: Scores) -> dict[str, float | None]:
+    """The metrics that are no recall."""
+    return {name: value for name, value in scores.metrics.items() if "_AR" not in name}
 
 
 def rectangle(box: list[int]) -> list[list[int]]:
@@ -197,7 +202,7 @@ def slow_lvis(content: dict[str, Any], results: list[dict[str, Any]]) -> dict[st
 @pytest.mark.parametrize("seed", range(4))
 def test_lvis_equals_plain_loops(tmp_path: Path, seed: int) -> None:
     content, results = random_lvis(seed)
-    found = scored(tmp_path, content, results).metrics
+    found = precisions(scored(tmp_path, content, results))
     assert found == pytest.approx(slow_lvis(content, results), abs=1e-9)
     assert sum(v is not None and 0 < v < 100 for v in found.values()) >= 7  # the comparison is not of zeros
 
@@ -216,7 +221,6 @@ def official_lvis(folder: Path, results: list[dict[str, Any]], kind: str, monkey
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_lvis_equals_the_official_package(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content, results = with_masks(*random_lvis(0))
-    monkeypatch.setattr(metrics_module, "CATEGORIES_AT_ONCE", 2)  # three parts, the last of one category
     found = scored(tmp_path, content, results)
     one_kind = [
         {k: v for k, v in r.items() if k != ("segmentation" if kind == "bbox" else "bbox")} for r in results
@@ -227,6 +231,61 @@ def test_lvis_equals_the_official_package(tmp_path: Path, kind: str, monkeypatch
     for position, row in enumerate(found.per_category.values()):
         precision = official.eval["precision"][:, :, position, 0]
         assert row[f"{kind}_AP"] == pytest.approx(100 * precision.mean() if precision.max() > -1 else None)
+    recalls = {f"{kind}_AR@300": "AR@300"} | {f"{kind}_AR{size}": f"AR{size}@300" for size in "sml"}
+    for ours, theirs in recalls.items():
+        assert found.metrics[ours] == pytest.approx(100 * official.get_results()[theirs], abs=1e-10)
+
+
+@pytest.mark.parametrize("protocol", ["lvis", "lvis-fixed", "coco"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_engines_agree_on_every_number(
+    tmp_path: Path, seed: int, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, results = with_masks(*random_lvis(seed))
+    crowds = np.random.default_rng(seed).random(len(content["annotations"])) < 0.2
+    for record, is_crowd in zip(content["annotations"], crowds.tolist(), strict=True):
+        record["iscrowd"] = int(is_crowd and protocol == "coco")
+    monkeypatch.setattr(official, "CATEGORIES_AT_ONCE", 2)  # three parts, the last of one category
+    fast = scored(tmp_path, content, results, protocol=protocol)
+    checked = scored(tmp_path, content, results, protocol=protocol, engine="official")
+    assert fast.metrics == pytest.approx(checked.metrics, abs=1e-10)
+    for category, row in fast.per_category.items():
+        assert row == pytest.approx(checked.per_category[category], abs=1e-10)
+    assert len(fast.metrics) > 20 and not checked.judgements
+
+
+def test_lvis_fixed_has_no_cap_per_image(tmp_path: Path) -> None:
+    content, results = random_lvis(0)  # 340 detections in one image
+    plain = scored(tmp_path, content, results, protocol="lvis", max_detections=20).metrics
+    fixed = scored(tmp_path, content, results, protocol="lvis-fixed").metrics
+    uncapped = scored(tmp_path, content, results, protocol="lvis", max_detections=10_000).metrics
+    assert fixed["bbox_AP"] == uncapped["bbox_AP"] != plain["bbox_AP"]
+    few = scored(tmp_path, content, results, protocol="lvis-fixed", max_detections=5).metrics
+    best: dict[int, list[dict[str, Any]]] = {}
+    for r in sorted(results, key=lambda r: -r["score"]):
+        best.setdefault(r["category_id"], []).append(r)
+    kept = [r for of in best.values() for r in of[:5]]
+    assert few["bbox_AP"] == scored(tmp_path, content, kept, protocol="lvis-fixed").metrics["bbox_AP"]
+
+
+def test_coco_lt_groups_by_training_instances(tmp_path: Path) -> None:
+    content, results = random_lvis(0)
+    counts = np.array([19, 20, 399, 400, 8000])
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    (tmp_path / "predictions.json").write_text(json.dumps(results))
+    annotations = read_annotations(tmp_path / "annotations.json")
+    predictions = read_predictions(tmp_path / "predictions.json", annotations)
+    settings = EvaluationSettings(protocol="coco-lt")
+    found = score(annotations, predictions, settings, instance_counts=counts)
+    plain = compute_metrics(annotations, predictions, "coco")
+    assert {name: found.metrics[name] for name in plain} == plain
+    ap = [row["bbox_AP"] for row in found.per_category.values()]
+    assert found.metrics["bbox_AP1"] == ap[0] and found.metrics["bbox_AP3"] == ap[3]
+    assert found.metrics["bbox_AP2"] == pytest.approx(np.mean(ap[1:3])) and found.metrics["bbox_AP4"] == ap[4]
+    with pytest.raises(UsageError, match="training split"):
+        score(annotations, predictions, settings)
+    with pytest.raises(MismatchedInput, match="2 instance counts for 5"):
+        score(annotations, predictions, settings, instance_counts=counts[:2])
 
 
 def with_masks(
@@ -371,7 +430,7 @@ def test_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
 def test_letters_average_the_categories_of_their_group(tmp_path: Path) -> None:
     content, results = small_coco()
     plain = scored(tmp_path, content, results)
-    assert set(plain.metrics) == {f"bbox_{name}" for name in NAMES}
+    assert set(precisions(plain)) == {f"bbox_{name}" for name in NAMES}
     found = scored(tmp_path, content, results, frequency=["f", "r", "c"])
     ap = {c: row["bbox_AP"] for c, row in found.per_category.items()}
     assert ap[1] is not None and ap[2] is not None and ap[9] is None
@@ -459,12 +518,12 @@ def test_lvis_cap_is_per_image_and_comes_first(tmp_path: Path) -> None:
 
 def test_coco_cap_is_per_image_and_category(tmp_path: Path) -> None:
     content, results = small_coco()
-    capped = scored(tmp_path, content, results, max_detections=1).metrics
+    capped = precisions(scored(tmp_path, content, results, max_detections=1))
     first: dict[tuple[int, int], dict[str, Any]] = {}
     for r in sorted(results, key=lambda r: -r["score"]):
         first.setdefault((r["image_id"], r["category_id"]), r)
-    assert capped == scored(tmp_path, content, list(first.values())).metrics
-    assert capped != scored(tmp_path, content, results).metrics
+    assert capped == precisions(scored(tmp_path, content, list(first.values())))
+    assert capped != precisions(scored(tmp_path, content, results))
 
 
 def test_masks_are_scored_only_where_both_sides_have_them(tmp_path: Path) -> None:
@@ -509,7 +568,7 @@ def test_numpy_logging_and_stdout_are_left_alone(
     monkeypatch.setattr(root, "level", logging.ERROR)
     content, results = random_lvis(0)
     for protocol in ("lvis", "coco"):
-        scored(tmp_path, content, results, protocol=protocol)
+        scored(tmp_path, content, results, protocol=protocol, engine="official")
         assert not hasattr(np, "float")
     assert root.handlers == [] and root.level == logging.ERROR
     assert capsys.readouterr() == ("", "")
@@ -524,11 +583,11 @@ def test_numpy_is_left_alone_when_the_evaluator_fails(
     content, results = random_lvis(0)
     monkeypatch.setattr("lvis.eval.LVISEval.accumulate", fail)
     with pytest.raises(RuntimeError, match="evaluator"):
-        scored(tmp_path, content, results)
+        scored(tmp_path, content, results, engine="official")
     assert not hasattr(np, "float")
 
 
 def test_an_alias_that_others_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "float", float, raising=False)
-    scored(tmp_path, *random_lvis(0))
+    scored(tmp_path, *random_lvis(0), engine="official")
     assert np.float is float  # type: ignore[attr-defined]  # noqa: NPY001

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-MAX_DETECTIONS = 300  # an image, over all categories, before anything else happens
 
-
-def precision(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str) -> np.ndarray:
-    """Interpolated precision of each category.
+def evaluate(
+    truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolated precision, and recall, of each category.
 
     Args:
         truth: images with LVIS's federated fields, categories, annotations with ids from 1, `area` in pixels.
-        detections: records with ids from 1 and `area`, at most `MAX_DETECTIONS` an image.
+        detections: records with ids from 1 and `area`; the protocol's cap has been applied.
         kind: "bbox" or "segm".
 
     Returns:
-        (T, R, K, A), K in ascending category id; -1 where there is no ground truth.
+        (T, R, K, A) and (T, K, A, 1), K in ascending category id; -1 where there is no ground truth.
     """
     categories = [{"id": c["id"], "frequency": "f"} for c in truth["categories"]]  # r, c, f: see metrics
     with _lvis_api() as lvis:
@@ -36,7 +36,7 @@ def precision(truth: dict[str, Any], detections: list[dict[str, Any]], kind: str
         )
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"]
+    return evaluation.eval["precision"], evaluation.eval["recall"][..., None]
 
 
 def _indexed(kind: Any, dataset: dict[str, Any]) -> Any:

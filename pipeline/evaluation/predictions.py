@@ -10,16 +10,19 @@ Shapes: N detections in file order, which breaks ties of equal scores.
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from pipeline.artifacts import replacing
 from pipeline.data.annotations import Annotations
 from pipeline.errors import InputError, MismatchedInput, MissingInput, first_ten
+from pipeline.evaluation.prediction_records import Record, encoded, read_columns
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": compressed text}
 
@@ -149,6 +152,11 @@ def read_predictions(path: Path, annotations: Annotations) -> Predictions:
         InputError: not a JSON list of records, a key is missing, a number is not finite, a size is negative,
             some records have masks and others none; lists the first ten positions in the file.
     """
+    columns = read_columns(path)
+    if columns is not None:
+        images = _positions(columns.image_ids, annotations.image_ids, "image_id", path)
+        labels = _positions(columns.category_ids, annotations.category_ids, "category_id", path)
+        return Predictions(images, labels, _checked(columns.boxes_xywh, path), columns.scores)
     records = _load(path)
     image_ids = _whole_numbers(records, "image_id", path)
     category_ids = _whole_numbers(records, "category_id", path)
@@ -161,19 +169,20 @@ def read_predictions(path: Path, annotations: Annotations) -> Predictions:
 
 def write_predictions(path: Path, annotations: Annotations, predictions: Predictions) -> None:
     """Write the COCO results format, one record a line, every number in full precision."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write("[")
-        for row in range(len(predictions)):
-            record = {
-                "image_id": int(annotations.image_ids[predictions.images[row]]),
-                "category_id": int(annotations.category_ids[predictions.labels[row]]),
-                "bbox": predictions.boxes_xywh[row].tolist(),
-                "score": float(predictions.scores[row]),
-            }
-            if predictions.masks is not None:
-                record["segmentation"] = predictions.masks[row]
-            file.write((",\n" if row else "\n") + json.dumps(record, allow_nan=False))
-        file.write("\n]\n")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(b"[")
+        for number, line in enumerate(encoded(_records(annotations, predictions))):
+            file.write((b",\n" if number else b"\n") + line)
+        file.write(b"\n]\n")
+
+
+def _records(annotations: Annotations, predictions: Predictions) -> Iterator[Record]:
+    image_ids = annotations.image_ids[predictions.images].tolist()
+    category_ids = annotations.category_ids[predictions.labels].tolist()
+    columns = zip(image_ids, category_ids, predictions.boxes_xywh, predictions.scores.tolist(), strict=True)
+    for row, (image_id, category_id, box, score) in enumerate(columns):
+        mask = None if predictions.masks is None else msgspec.Raw(msgspec.json.encode(predictions.masks[row]))
+        yield Record(image_id, category_id, tuple(box.tolist()), score, mask)
 
 
 def _load(path: Path) -> list[dict[str, Any]]:
@@ -256,7 +265,10 @@ def _boxes(records: list[dict[str, Any]], masks: list[RLE] | None, path: Path) -
         boxes = [coco_mask.toBbox(m).tolist() if b is None else b for b, m in zip(boxes, masks, strict=True)]
     _refuse([b is None for b in boxes], "bbox is missing", path)
     _refuse([not _is_quadruple(b) for b in boxes], "bbox is not four numbers", path)
-    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return _checked(np.array(boxes, dtype=np.float64).reshape(-1, 4), path)
+
+
+def _checked(xywh: np.ndarray, path: Path) -> np.ndarray:
     _refuse(~np.isfinite(xywh).all(axis=1), "bbox is NaN or infinite", path)
     hint = "bbox is x, y, width, height, not x1, y1, x2, y2"
     _refuse((xywh[:, 2:] < 0).any(axis=1), "bbox has a negative size", path, hint)

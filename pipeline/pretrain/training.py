@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pipeline.data.annotations import Annotations, read_annotations
@@ -168,43 +167,6 @@ def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
     return detector, report
 
 
-def build_step(plan: PretrainPlan, device: torch.device) -> TwoDRCL:
-    """The model that trains, with its initial weights, on its device.
-
-    Raises:
-        UsageError: a mask loss without a mask head.
-        InputError and its children: something is wrong with the initial weights.
-    """
-    job, settings = plan.job, plan.job.pretrain
-    if settings.mask_loss and job.detector.type != "mask-rcnn":
-        raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
-    detector, _ = build_detector(plan)
-    with seeded(job.seed + 1):  # RoI branch of ATSS, projectors, predictors, generator
-        parts = in_parts(detector, RoIBranch(job.detector) if plan.has_roi_branch else None)
-        model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=device))
-    return model.to(device).train()
-
-
-def batch_source(plan: PretrainPlan, process: Process, workers: int) -> BatchSource:
-    """The draws of every step.
-
-    Raises:
-        InputError and its children: something is wrong with the proposals.
-    """
-    job, settings = plan.job, plan.job.pretrain
-    store = ProposalStore.open(job.proposals, plan.annotations.digest)
-    return BatchSource(
-        PretrainDataset(plan.annotations, job.images, store, settings, job.seed),
-        plan.sampler,
-        plan.schedule,
-        plan.annotations.sizes_wh,
-        settings.views.short_sides,
-        settings.views.long_side,
-        process=process,
-        workers=workers,
-    )
-
-
 def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
     """The whole run, ready to train.
 
@@ -214,13 +176,30 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
     """
     job, settings = plan.job, plan.job.pretrain
     share_of(settings.batch_size, process.world)
-    model = build_step(plan, process.device)
+    if settings.mask_loss and job.detector.type != "mask-rcnn":
+        raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
+    detector, _ = build_detector(plan)
+    store = ProposalStore.open(job.proposals, plan.annotations.digest)
+    with seeded(job.seed + 1):  # RoI branch of ATSS, projectors, predictors, generator
+        parts = in_parts(detector, RoIBranch(job.detector) if plan.has_roi_branch else None)
+        model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=process.device))
+    model.to(process.device).train()
     alpha = alpha_schedule(settings.epochs, job.sampling)
+    source = BatchSource(
+        PretrainDataset(plan.annotations, job.images, store, settings, job.seed),
+        plan.sampler,
+        plan.schedule,
+        plan.annotations.sizes_wh,
+        settings.views.short_sides,
+        settings.views.long_side,
+        process=process,
+        workers=workers,
+    )
     return Trainer(
         model,
         sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
         plan.schedule,
-        batch_source(plan, process, workers),
+        source,
         images_per_step=settings.batch_size,
         process=process,
         clip_norm=settings.clip_norm,
