@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import TwoDRCLError
+from pipeline.evaluation.efficiency import cost_figure, costs, write_costs
 from stages import compare
 from stages.console import say
 from stages.params import ARTIFACTS, load
@@ -16,6 +17,9 @@ LOOK_AT = (
     ("the long tail, and what rebalancing does to it", "artifacts/stats/default/figures/"),
     ("pre-training, term by term", "artifacts/pretrain/default/figures/losses.png"),
     ("errors by frequency group", "artifacts/analyze/ecm/figures/error_types.png"),
+    ("where it looks on rare categories", "artifacts/analyze/ecm/figures/attention.png"),
+    ("what pre-training finds, and loses", "artifacts/analyze/ecm/figures/differences.png"),
+    ("what each stage cost", "artifacts/efficiency/costs.png"),
     ("AP of every category", "artifacts/evaluate/ecm/figures/per_category.csv"),
 )
 
@@ -29,6 +33,9 @@ def main() -> int:
         return code
     runs = list(load(None).section("finetune").runs)
     compare.run([ARTIFACTS / "evaluate" / run for run in runs], as_json=False)
+    found = costs(ARTIFACTS)
+    write_costs(found, ARTIFACTS / "efficiency" / "costs.csv")
+    cost_figure(found, ARTIFACTS / "efficiency" / "costs.png")
     say("`images drawn` is pre-training + fine-tuning: a comparison is fair at equal sums.")
     for what, where in LOOK_AT:
         say(f"  {where:52s} {what}")

@@ -3,13 +3,17 @@
 import importlib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pipeline.engine.distributed import Process, barrier, join
+from pipeline.artifacts import write_json
+from pipeline.engine.distributed import Process, barrier, join, sum_over_processes
 from pipeline.engine.hooks import Checkpoints, DebugBundle, History, StopOnSignal
 from pipeline.engine.loop import Hook
 from stages.console import say
 from stages.progress import ImagesLine, ProgressLine
+
+GPU_MEMORY = "gpu_memory.json"  # in a training's scratch folder
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,19 @@ class Training:
         trainer = module.build_trainer(plan, process, workers, hooks)
         say(f"{stage}: {trainer.schedule.total} steps, {process.world} x {process.device.type}")
         trainer.train()
+        _keep_gpu_memory(job.work / GPU_MEMORY, process)
+
+
+def _keep_gpu_memory(path: Path, process: Process) -> None:
+    """Peak of all cards together, MiB as the allocator reserved them, for timing.json."""
+    if process.device.type != "cuda":
+        return
+    import torch
+
+    peak = torch.cuda.max_memory_reserved(process.device) / 2**20
+    total = sum_over_processes(torch.tensor([peak], device=process.device))
+    if process.is_first:
+        write_json(path, {"gpu_memory_mib": round(total.item())})
 
 
 def _image_ids(plan: Any, step: int) -> Any:

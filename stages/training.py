@@ -1,5 +1,6 @@
 """The way of every training stage: plan, train in scratch, publish from the last checkpoint."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from stages import launch
 from stages.common import Order, make
 from stages.console import Stopwatch, say, warn
 from stages.history import loss_figure, write_history_table
+from stages.jobs import GPU_MEMORY
 from stages.machine import is_first
 
 
@@ -79,7 +81,14 @@ def train(order: Order, kind: str, job: Any, batch_size: int) -> tuple[dict[str,
         "train_seconds": round(seconds, 2),
         "images_per_second": speed,
         "steps": step,
+        **_gpu_memory(job.work / GPU_MEMORY),
     }
+
+
+def _gpu_memory(path: Path) -> dict[str, float]:
+    """What `stages.jobs` measured, if it ran on GPUs."""
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def report_start(stage: str, report: LoadReport, norm: str) -> None:
