@@ -401,6 +401,22 @@ def analyze(
             stage.run_of_params(place, split, name, stats)
 
 
+@app.command(rich_help_panel=PIPELINE)
+def report(
+    params: ParamsPath = None,
+    out: Out = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """The artifacts of all runs -> report.html, one page that needs no network."""
+    order = _order("report", out, params, seed, fresh=fresh, dry_run=dry_run, as_json=json)
+    from stages import report as stage
+
+    stage.run(order)
+
+
 def _check(order: Any) -> None:
     """Usage before environment: every setting, the folder and the batch, then the machine."""
     order.params.check_all()

@@ -12,6 +12,7 @@ from stages import compare
 from stages.console import say
 from stages.params import ARTIFACTS, load
 
+REPORT = "artifacts/report/default/report.html"
 LOOK_AT = (
     ("the data", "artifacts/sample/figures/examples.png"),
     ("the long tail, and what rebalancing does to it", "artifacts/stats/default/figures/"),
@@ -40,6 +41,7 @@ def main() -> int:
     for what, where in LOOK_AT:
         say(f"  {where:52s} {what}")
     say(f"done in {time.monotonic() - started:.0f} s; `dvc repro` now does nothing; see `dvc metrics show`")
+    say(f"all of it on one page, for any browser: {REPORT}")
     return 0
 
 

@@ -117,3 +117,14 @@ def write_params(folder: Path, **changes: object) -> Path:
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump({**TINY, **changes}))
     return path
+
+
+@pytest.fixture(scope="session")
+def report_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project with the artifacts of three runs (`report_tree`); copied by who changes it."""
+    import report_tree
+
+    folder = tmp_path_factory.mktemp("report") / "project"
+    folder.mkdir()
+    report_tree.build(folder)
+    return folder

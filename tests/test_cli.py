@@ -25,6 +25,7 @@ OPTIONS = {
     | {"--gpus", "--weights", "--predictions", "--proposals", "--run", "--stats", "--protocol"}
     | {"--engine", "--bootstrap"},
     "analyze": COMMON | SPLIT | {"--predictions", "--weights", "--run", "--stats"},
+    "report": COMMON,
     "methods": {"--json", "--help"},
     "compare": {"--json", "--help"},
     "coco-lt": COMMON - {"--params"} | {"--annotations", "--membership"},
