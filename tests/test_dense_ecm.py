@@ -94,9 +94,9 @@ def test_every_class_starts_at_the_prior():
 
 def test_scores_leave_out_the_margin_and_have_no_background():
     logits, _ = rows()
-    torch.testing.assert_close(
-        DenseECMLoss(CLASSES, instance_counts=COUNTS).get_activation(logits), logits.sigmoid()
-    )
+    for settings, scale in (({}, 1), ({"score_scale": 2.0}, 2)):
+        found = DenseECMLoss(CLASSES, instance_counts=COUNTS, **settings).get_activation(logits)
+        torch.testing.assert_close(found, (scale * logits).sigmoid())
 
 
 def test_anchors_of_no_weight_and_batches_of_background_or_nothing():
@@ -128,5 +128,7 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(UsageError, match="only one") as refused:
         DenseECMLoss(1, instance_counts=[5])
     assert "focal" in refused.value.hint
+    with pytest.raises(UsageError, match="score_scale > 0"):
+        DenseECMLoss(CLASSES, instance_counts=COUNTS, score_scale=0.0)
     with pytest.raises(UsageError, match="5 logits per RoI, but the head gives 6"):
         DenseECMLoss(CLASSES, instance_counts=COUNTS)(torch.zeros(2, 6), torch.tensor([0, 1]))

@@ -180,7 +180,7 @@ def _safetensors(detector: Published, folder: Path) -> list[str]:
 def _refuse_other_heads(detector: Published, library: str) -> None:
     """A classifier of a long-tailed method means something else: its width or its scores differ."""
     model = detector.config.model
-    head = model.get("roi_head", {}).get("bbox_head", {})
+    head = model.get("roi_head", model).get("bbox_head", {})  # of a one-stage detector its own
     loss = head.get("loss_cls", {})
     rows = detector.state[f"{HEAD}fc_cls.weight"].shape[0] if f"{HEAD}fc_cls.weight" in detector.state else 0
     is_plain = (

@@ -78,6 +78,8 @@ class DenseECMLoss(BoxHeadLoss):
         num_classes, image_counts, num_images, loss_weight: see BoxHeadLoss.
         instance_counts: required.
         gamma, alpha: see focal_losses.
+        score_scale: of the logit in the score; 1 as on RoI heads.  2 is the slope that the loss trains, with
+            which the centerness matters less.
         use_sigmoid: what the heads read from the config to learn that there is no background column.
 
     Raises:
@@ -97,6 +99,7 @@ class DenseECMLoss(BoxHeadLoss):
         loss_weight: float = 1.0,
         gamma: float = 2.0,
         alpha: float = 0.25,
+        score_scale: float = 1.0,
         use_sigmoid: bool = True,
     ) -> None:
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
@@ -106,7 +109,10 @@ class DenseECMLoss(BoxHeadLoss):
             )
         if num_classes < 2:
             raise UsageError("DenseECMLoss balances classes, but there is only one", "use focal")
+        if not score_scale > 0:
+            raise UsageError(f"DenseECMLoss needs score_scale > 0, but got {score_scale}")
         self.gamma, self.alpha, self.use_sigmoid = gamma, alpha, use_sigmoid
+        self.score_scale = score_scale
         # a class without instances counts as one: its margin would be infinite
         counts = self.instance_counts.double().clamp(min=1)
         # Not in checkpoints: the settings give them, and another data set's must not be loaded over them.
@@ -123,7 +129,7 @@ class DenseECMLoss(BoxHeadLoss):
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """sigmoid(class): (N, C) -> (N, C); dense heads, unlike RoI heads, drop no background column."""
-        return self.logits(cls_score).sigmoid()
+        return (self.score_scale * self.logits(cls_score)).sigmoid()
 
     def forward(
         self,
