@@ -1,4 +1,4 @@
-"""Colour augmentation against torchvision's classic functions, slow loops and MMDetection's numbers."""
+"""Colour augmentation, in batch and by OpenCV, against torchvision's classic functions and slow loops."""
 
 import colorsys
 import dataclasses
@@ -7,32 +7,46 @@ import math
 import numpy as np
 import pytest
 import torch
+from syncs import Syncs
 from torch import Tensor
 from torchvision.transforms import functional as classic
 
-from pipeline.data.photometric import (
-    MEAN,
-    STD,
-    apply_photometric,
-    gaussian_blur,
-    normalise,
-    on_canvas,
-    to_float,
-)
-from pipeline.data.photometric_draws import Photometric, PhotometricSettings, draw_photometric
+from pipeline.data.photometric import MEAN, STD, normalise, on_canvas, to_float
+from pipeline.data.photometric_batch import _pixels, batch_numbers, coloured_canvases, coloured_in_batch
+from pipeline.data.photometric_draws import Photometric, PhotometricSettings, blur_kernel, draw_photometric
+from pipeline.data.photometric_opencv import coloured, coloured_on_cpu
 from pipeline.errors import SettingsError
 from pipeline.settings import build
 
 CPU = torch.device("cpu")
 
 
-def random_image(seed: int, height: int = 23, width: int = 31) -> Tensor:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return to_float(pixels, CPU)
+def random_image(seed: int, height: int = 23, width: int = 31) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def reference(image: Tensor, drawn: Photometric) -> Tensor:
+def changed(way: str, *cases: tuple[np.ndarray, Photometric]) -> list[Tensor]:
+    """Each image (3, h, w) in [0, 1], all in one batch, or one by one."""
+    images, drawn = [image for image, _ in cases], [numbers for _, numbers in cases]
+    if way == "opencv":
+        found = [
+            torch.from_numpy(coloured(i, d)).permute(2, 0, 1) for i, d in cases
+        ]  # (h, w, 3) -> (3, h, w)
+    else:
+        canvas = (max(i.shape[1] for i in images) + 5, max(i.shape[0] for i in images) + 3)
+        batch = coloured_in_batch(_pixels(images, canvas, CPU), batch_numbers(images, drawn, CPU))
+        std, mean = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
+        cut = [row[:, : i.shape[0], : i.shape[1]] for row, i in zip(batch, images, strict=True)]
+        found = [image * std + mean for image in cut]
+    return found
+
+
+WAYS = pytest.mark.parametrize("way", ["batch", "opencv"])
+
+
+def reference(pixels: np.ndarray, drawn: Photometric) -> Tensor:
     """The same numbers given to torchvision's classic functions, one after the other."""
+    image = to_float(pixels, CPU)
     if drawn.brightness is not None:
         image = classic.adjust_brightness(image, drawn.brightness)
     if drawn.contrast is not None:
@@ -48,18 +62,49 @@ def reference(image: Tensor, drawn: Photometric) -> Tensor:
     return classic.solarize(image, 128 / 255) if drawn.solarize else image
 
 
-def test_random_draws_equal_the_classic_functions_and_stay_in_range() -> None:
+@WAYS
+def test_random_draws_of_mixed_sizes_equal_the_classic_functions(way: str) -> None:
     rng, settings = np.random.default_rng(0), PhotometricSettings()
-    for trial in range(60):
-        drawn, image = draw_photometric(settings, bool(trial % 2), rng), random_image(trial)
-        found = apply_photometric(image, drawn)
-        assert found.shape == image.shape and found.dtype == torch.float32
-        assert found.min() >= -1e-6 and found.max() <= 1 + 1e-6
-        expected = reference(image, dataclasses.replace(drawn, solarize=False))
-        if drawn.solarize:  # at the threshold itself a rounding decides
-            clear = (expected - 128 / 255).abs() > 1e-5
-            found, expected = found[clear], torch.where(expected < 128 / 255, expected, 1 - expected)[clear]
-        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+    for trial in range(15):
+        sizes = rng.integers(8, 40, (4, 2)).tolist()
+        images = [random_image(10 * trial + i, *size) for i, size in enumerate(sizes)]
+        drawn = [draw_photometric(settings, bool(trial % 2), rng) for _ in images]
+        found_all = changed(way, *zip(images, drawn, strict=True))
+        for image, numbers, found in zip(images, drawn, found_all, strict=True):
+            assert found.shape == (3, *image.shape[:2]) and found.dtype == torch.float32
+            assert found.min() >= -1e-5 and found.max() <= 1 + 1e-5
+            expected = reference(image, dataclasses.replace(numbers, solarize=False))
+            if numbers.solarize:  # at the threshold itself a rounding decides
+                clear = (expected - 128 / 255).abs() > 1e-4
+                inverted = torch.where(expected < 128 / 255, expected, 1 - expected)
+                found, expected = found[clear], inverted[clear]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_both_ways_give_the_same_canvas() -> None:
+    """Also for strengths, sizes and numbers that are not the usual ones; far below one level of 255."""
+    rng = np.random.default_rng(1)
+    wild = PhotometricSettings(jitter=0.9, strength=(1.0, 1.0, 1.0, 0.5), blur=0.7, grayscale=0.1)
+    for trial in range(10):
+        images = [random_image(trial * 10 + i, *rng.integers(1, 30, 2).tolist()) for i in range(3)]
+        drawn = [draw_photometric(wild, False, rng) for _ in images]
+        one = coloured_on_cpu(images, drawn, (33, 31))
+        other = coloured_in_batch(_pixels(images, (33, 31), CPU), batch_numbers(images, drawn, CPU))
+        assert one.shape == (3, 3, 31, 33) and other.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        assert torch.equal(one, coloured_canvases(images, drawn, (33, 31), CPU))
+        for row, other_row, image in zip(one, other, images, strict=True):
+            for canvas in (row, other_row):
+                assert not canvas[:, image.shape[0] :].any() and not canvas[:, :, image.shape[1] :].any()
+
+
+def test_a_batch_makes_the_host_wait_for_nothing() -> None:
+    always = PhotometricSettings(jitter=1, grayscale=0.5, blur=1, solarize=(1, 1))
+    images = [random_image(i) for i in range(2)]
+    drawn = [draw_photometric(always, True, np.random.default_rng(i)) for i in range(2)]
+    with Syncs() as syncs:
+        coloured_in_batch(_pixels(images, (40, 40), CPU), batch_numbers(images, drawn, CPU))
+    assert syncs.found == []
 
 
 @pytest.mark.parametrize(
@@ -74,10 +119,11 @@ def test_random_draws_equal_the_classic_functions_and_stay_in_range() -> None:
         Photometric(solarize=True),
     ],
 )
-def test_each_change_by_its_definition_pixel_by_pixel(drawn: Photometric) -> None:
+@WAYS
+def test_each_change_by_its_definition_pixel_by_pixel(way: str, drawn: Photometric) -> None:
     image = random_image(1, 5, 6)
-    found = apply_photometric(image, drawn).permute(1, 2, 0).reshape(-1, 3)  # (3, H, W) -> (H W, 3)
-    pixels = [tuple(p) for p in image.permute(1, 2, 0).reshape(-1, 3).tolist()]  # (3, H, W) -> (H W, 3)
+    found = changed(way, (image, drawn))[0].permute(1, 2, 0).reshape(-1, 3)  # (3, H, W) -> (H W, 3)
+    pixels = [tuple(p) for p in (image.reshape(-1, 3) / 255).tolist()]  # (H, W, 3) -> (H W, 3)
     grey = [0.2989 * r + 0.587 * g + 0.114 * b for r, g, b in pixels]
     mean = sum(grey) / len(grey)
     for pixel, level, new in zip(pixels, grey, found.tolist(), strict=True):
@@ -97,22 +143,25 @@ def test_each_change_by_its_definition_pixel_by_pixel(drawn: Photometric) -> Non
         assert new == pytest.approx([min(max(v, 0), 1) for v in expected], abs=1e-5)
 
 
-def test_solarize_inverts_from_128_on_as_in_8_bits() -> None:
-    levels = to_float(np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2), CPU)
-    found = apply_photometric(levels, Photometric(solarize=True))[0, 0] * 255
-    assert found.round().int().tolist() == [v if v < 128 else 255 - v for v in range(256)]
+@WAYS
+def test_solarize_inverts_from_128_on_as_in_8_bits(way: str) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
+    (found,) = changed(way, (levels, Photometric(solarize=True)))
+    wanted = [v if v < 128 else 255 - v for v in range(256)]
+    assert (found[0, 0] * 255).round().int().tolist() == wanted
 
 
+@WAYS
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_against_a_slow_loop_with_mirrored_borders(sigma: float) -> None:
-    image = random_image(2, 9, 12).double()
-    height, width = 9, 12
+def test_blur_against_a_slow_loop_with_mirrored_borders(way: str, sigma: float) -> None:
+    pixels, height, width = random_image(2, 9, 12), 9, 12
+    image = to_float(pixels, CPU).double()
     weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-6, 7)]
 
     def mirrored(i: int, size: int) -> int:
         return -i if i < 0 else 2 * (size - 1) - i if i >= size else i
 
-    found = gaussian_blur(image, sigma)
+    (found,) = changed(way, (pixels, Photometric(blur_sigma=sigma)))
     for y in range(height):
         for x in range(width):
             total = sum(
@@ -120,50 +169,71 @@ def test_blur_against_a_slow_loop_with_mirrored_borders(sigma: float) -> None:
                 for wy, dy in zip(weights, range(-6, 7), strict=True)
                 for wx, dx in zip(weights, range(-6, 7), strict=True)
             )
-            torch.testing.assert_close(found[:, y, x], total / sum(weights) ** 2, atol=1e-12, rtol=0)
-
-
-def test_blur_equals_torchvision_with_the_same_kernel() -> None:
-    for sigma in (0.1, 0.7, 1.3, 2.0):
-        image = random_image(3, 40, 57)
-        expected = classic.gaussian_blur(image, [13, 13], [sigma, sigma])
-        torch.testing.assert_close(gaussian_blur(image, sigma), expected, atol=1e-6, rtol=0)
+            expected = (total / sum(weights) ** 2).float()
+            torch.testing.assert_close(found[:, y, x], expected, atol=2e-6, rtol=0)
 
 
 def test_blur_cuts_nothing_that_matters_from_its_kernel() -> None:
     image = random_image(4, 40, 57)
-    wide = classic.gaussian_blur(image, [31, 31], [2.0, 2.0])  # torchvision's own advice: six sigmas and more
-    assert (gaussian_blur(image, 2.0) - wide).abs().max() < 0.003
+    wide = classic.gaussian_blur(
+        to_float(image, CPU), [31, 31], [2.0, 2.0]
+    )  # torchvision's advice: six sigmas
+    assert (changed("batch", (image, Photometric(blur_sigma=2.0)))[0] - wide).abs().max() < 0.003
 
 
+@WAYS
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 50), (50, 1), (2, 3), (6, 7), (7, 6)])
-def test_blur_of_images_smaller_than_its_kernel(height: int, width: int) -> None:
-    image = random_image(5, height, width)
-    found = gaussian_blur(image, 2.0)
-    assert found.shape == image.shape and found.isfinite().all()
-    torch.testing.assert_close(gaussian_blur(torch.full_like(image, 0.3), 2.0), torch.full_like(image, 0.3))
+def test_blur_of_images_smaller_than_its_kernel(way: str, height: int, width: int) -> None:
+    even = np.full((height, width, 3), 77, dtype=np.uint8)
+    blur = Photometric(blur_sigma=2.0)
+    (found,) = changed(way, (random_image(5, height, width), blur))
+    assert found.shape == (3, height, width) and found.isfinite().all()
+    (kept,) = changed(way, (even, blur))
+    torch.testing.assert_close(kept, torch.full((3, height, width), 77 / 255))
 
 
-def test_nothing_drawn_changes_nothing() -> None:
+def test_the_kernel_sums_to_one_and_nothing_drawn_is_its_middle_alone() -> None:
+    assert blur_kernel(None, (50, 50)) == [0.0] * 6 + [1.0] + [0.0] * 6
+    for sigma, size in ((0.1, (50, 50)), (2.0, (50, 50)), (2.0, (3, 50)), (1.0, (50, 1))):
+        kernel = blur_kernel(sigma, size)
+        assert sum(kernel) == pytest.approx(1) and kernel == kernel[::-1]
+        assert all(not weight for at, weight in enumerate(kernel) if abs(at - 6) >= min(size))
+
+
+@WAYS
+def test_nothing_drawn_changes_nothing(way: str) -> None:
     image = random_image(6)
-    assert torch.equal(apply_photometric(image, Photometric()), image)
+    torch.testing.assert_close(
+        changed(way, (image, Photometric()))[0], to_float(image, CPU), atol=1e-6, rtol=0
+    )
 
 
-def test_strength_zero_is_the_identity_to_rounding() -> None:
+@WAYS
+def test_strength_zero_is_the_identity_to_rounding(way: str) -> None:
     settings = PhotometricSettings(
         jitter=1.0, strength=(0.0,) * 4, grayscale=0.0, blur=0.0, solarize=(0.0, 0.0)
     )
     drawn = draw_photometric(settings, False, np.random.default_rng(0))
     assert drawn == Photometric(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0)
     image = random_image(7)
-    torch.testing.assert_close(apply_photometric(image, drawn), image, atol=1e-6, rtol=0)
+    torch.testing.assert_close(changed(way, (image, drawn))[0], to_float(image, CPU), atol=2e-6, rtol=0)
 
 
-def test_input_is_not_changed() -> None:
+@WAYS
+def test_grey_and_black_images_stay_finite(way: str) -> None:
+    drawn = Photometric(1.2, 0.8, 1.2, 0.1, False, 1.0, False)
+    for level in (0, 128, 255):
+        image = np.full((9, 8, 3), level, dtype=np.uint8)
+        found = changed(way, (image, drawn))[0]
+        torch.testing.assert_close(found, reference(image, drawn), atol=1e-5, rtol=0)
+
+
+@WAYS
+def test_input_is_not_changed(way: str) -> None:
     image = random_image(8)
-    before = image.clone()
-    apply_photometric(image, Photometric(1.2, 0.8, 1.2, 0.1, True, 1.0, True))
-    assert torch.equal(image, before)
+    before = image.copy()
+    changed(way, (image, Photometric(1.2, 0.8, 1.2, 0.1, True, 1.0, True)))
+    np.testing.assert_array_equal(image, before)
 
 
 def test_every_setting_takes_the_same_count_of_draws() -> None:
@@ -235,7 +305,7 @@ def test_normalise_uses_the_numbers_of_mmdetection() -> None:
 
 
 def test_canvas_is_zero_beside_its_images() -> None:
-    images = [random_image(i, h, w) for i, (h, w) in enumerate([(5, 9), (8, 3), (1, 1)])]
+    images = [to_float(random_image(i, h, w), CPU) for i, (h, w) in enumerate([(5, 9), (8, 3), (1, 1)])]
     canvas = on_canvas(images, (10, 8))
     assert canvas.shape == (3, 3, 8, 10) and canvas.is_contiguous()
     for row, image in zip(canvas, images, strict=True):

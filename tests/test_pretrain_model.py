@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from syncs import Syncs
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_detector import shard, tiny_settings, toy_batch, toy_model
 
 from pipeline.data.targets import Target
@@ -502,21 +502,6 @@ def test_resume_is_exact_to_the_bit(tmp_path):
         assert step(model, toy_batch(seed)) == step(again, toy_batch(seed))
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b, name
-
-
-class Syncs(TorchDispatchMode):
-    """Counts what would make the host wait for the device."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.WAITS:
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("scale", ["full", "half"])

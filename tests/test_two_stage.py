@@ -226,3 +226,24 @@ def test_a_sample_says_what_mmdet_asks() -> None:
     agnostic = data_sample(TARGETS[0], CANVAS_WH, torch.device("cpu"), with_mask=False, agnostic=True)
     assert agnostic.gt_instances.labels.tolist() == [0, 0] and "masks" not in agnostic.gt_instances
     assert TARGETS[0].labels.tolist() == [2, 0]
+
+
+def test_channels_last_survives_trunk_pyramid_and_generator(images: Tensor) -> None:
+    """An operation that answers in NCHW would convert every map after it, at full memory traffic."""
+    from pipeline.pretrain.reconstruction import Generator, apply_masks, reconstruct
+
+    def assert_last(maps: Any) -> None:
+        assert all(m.is_contiguous(memory_format=torch.channels_last) and m.shape[2] > 1 for m in maps)
+
+    settings = build(DetectorSettings, {**TINY, "norm": "frozen-bn", "stem_channels": 16}, "detector")
+    encoder = TwoStageModel(build_model(model_config(settings, CLASSES), seed=0)).encoder
+    generator = Generator(128)
+    for module in (encoder, generator):
+        module.to(memory_format=torch.channels_last)
+    sizes = torch.tensor([[96.0, 64.0], [80.0, 60.0]])
+    levels = encoder.trunk(images.to(memory_format=torch.channels_last))
+    assert_last(levels)
+    assert_last(encoder.pyramid(levels)[:4])
+    image = reconstruct(generator, levels[-1], sizes, (64, 96))
+    masked = apply_masks(image, torch.tensor([[[4, 4, 20, 20]]] * 2), torch.ones(2, 1, dtype=torch.bool))
+    assert_last([image, masked])

@@ -1,4 +1,4 @@
-"""The drawn numbers of a view's colour augmentation, from the draw's own generator; applied in photometric.
+"""The drawn numbers of a view's colour augmentation, from the draw's own generator (see photometric_batch).
 
 Without torch, because the settings of pre-training are read by commands that need none.
 """
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.settings import setting
+
+LUMA = (0.2989, 0.587, 0.114)  # Rec. 601 as torchvision rounds it
+SOLARIZE_FROM = 128 / 255  # this level and those above are inverted
+RADIUS = 6  # of the blur: three times the largest sigma
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,16 @@ def draw_photometric(
         blur_sigma=sigma if chance[2] < settings.blur else None,
         solarize=bool(chance[3] < settings.solarize[int(is_key)]),
     )
+
+
+def blur_kernel(sigma: float | None, size_wh: tuple[int, int]) -> list[float]:
+    """(2 RADIUS + 1,) weights with sum 1; narrower for images that a mirror cannot widen so far.
+
+    Args:
+        sigma: in pixels; None: the kernel that changes nothing.
+        size_wh: of the image.
+    """
+    at = np.arange(-RADIUS, RADIUS + 1)
+    exponent = np.where(at == 0, 0.0, -np.inf) if sigma is None else -(at**2) / (2 * sigma**2)
+    weights = np.where(np.abs(at) <= min(*size_wh) - 1, np.exp(exponent), 0.0)
+    return [float(w) for w in weights / weights.sum()]

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.data.annotations import Annotations, read_annotations
@@ -183,7 +184,8 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
     with seeded(job.seed + 1):  # RoI branch of ATSS, projectors, predictors, generator
         parts = in_parts(detector, RoIBranch(job.detector) if plan.has_roi_branch else None)
         model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=process.device))
-    model.to(process.device).train()
+    layout = torch.channels_last if process.device.type == "cuda" else torch.preserve_format
+    model.to(process.device, memory_format=layout).train()  # tensor cores want it; the views come in it
     alpha = alpha_schedule(settings.epochs, job.sampling)
     source = BatchSource(
         PretrainDataset(plan.annotations, job.images, store, settings, job.seed),

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pipeline.data.annotations import Annotations
 from pipeline.data.draws import Draw, generator, key_of
 from pipeline.data.images import read_image
-from pipeline.data.photometric import apply_photometric, normalise, on_canvas, to_float
+from pipeline.data.photometric_batch import coloured_canvases
 from pipeline.data.photometric_draws import Photometric, draw_photometric
 from pipeline.data.targets import Target, target_of
 from pipeline.data.views import Geometry, draw_geometry
@@ -166,8 +166,10 @@ def to_batch(samples: Sequence[PretrainSample], device: torch.device) -> Pretrai
     """Move samples to the device, change their colours there, and pad them to their common canvas."""
     canvas = samples[0].canvas_wh
     return PretrainBatch(
-        query=_views([s.query for s in samples], [s.photometric[0] for s in samples], canvas, device),
-        key=_views([s.key for s in samples], [s.photometric[1] for s in samples], canvas, device),
+        query=coloured_canvases(
+            [s.query for s in samples], [s.photometric[0] for s in samples], canvas, device
+        ),
+        key=coloured_canvases([s.key for s in samples], [s.photometric[1] for s in samples], canvas, device),
         query_wh=_sizes([s.query for s in samples], device),
         key_wh=_sizes([s.key for s in samples], device),
         query_boxes=_stack([s.boxes.query for s in samples], device),
@@ -178,14 +180,6 @@ def to_batch(samples: Sequence[PretrainSample], device: torch.device) -> Pretrai
         targets=[s.target for s in samples],
         canvas_wh=canvas,
     )
-
-
-def _views(
-    images: list[np.ndarray], drawn: list[Photometric], canvas_wh: tuple[int, int], device: torch.device
-) -> Tensor:
-    pixels = [to_float(image, device) for image in images]
-    coloured = [normalise(apply_photometric(p, d)) for p, d in zip(pixels, drawn, strict=True)]
-    return on_canvas(coloured, canvas_wh)
 
 
 def _sizes(images: list[np.ndarray], device: torch.device) -> Tensor:
