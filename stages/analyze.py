@@ -99,9 +99,9 @@ def run_of_params(order: Order, split: Split, name: str, stats: Path | None = No
 
 
 def material_of_files(
-    name: str, predictions: Sequence[Path], weights: Sequence[Path], needs_images: bool
+    predictions: Sequence[Path], weights: Sequence[Path], needs_images: bool, name: str | None = None
 ) -> Material:
-    """Anybody's files: the first predictions are analysed, as `name`; the others stand beside them.
+    """Anybody's files: the first predictions are analysed, as `name` if given; the others stand beside them.
 
     Raises:
         UsageError: one file twice.
@@ -109,8 +109,9 @@ def material_of_files(
     for option, paths in (("--predictions", predictions), ("--weights", weights)):
         if len({p.resolve() for p in paths}) < len(paths):
             raise UsageError(f"{option}: the same file twice", "name each once")
-    others = _named(predictions[1:], taken=(name,))
-    return Material({**others, name: predictions[0]}, _named(weights), needs_images)
+    analysed = name or next(iter(_named(predictions[:1])))
+    others = _named(predictions[1:], taken=(analysed,))
+    return Material({**others, analysed: predictions[0]}, _named(weights), needs_images)
 
 
 def _named(paths: Sequence[Path], taken: Sequence[str] = ()) -> dict[str, Path]:

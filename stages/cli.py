@@ -393,9 +393,7 @@ def analyze(
         place = dataclasses.replace(order, out=out or _default(stage="analyze", run=name))
         if predictions or weights:
             needs_images = images is not None or annotations is None
-            material = stage.material_of_files(
-                place.out.name, predictions or [found], weights or [], needs_images
-            )
+            material = stage.material_of_files(predictions or [found], weights or [], needs_images, run)
             stage.run(place, split, material, stats)
         else:
             stage.run_of_params(place, split, name, stats)

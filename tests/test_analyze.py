@@ -87,7 +87,7 @@ def test_predictions_alone(project: Path, cli: Any) -> None:
     assert answer.code == 0 and answer.out.split() == [str(project / "a")]
     assert figures(project / "a") == ERRORS
     types = pd.read_csv(project / "a/figures/error_types.csv").query("group == 'all' and type == 'correct'")
-    assert types["percent"].tolist() == [100] and types["run"].tolist() == ["a"]
+    assert types["percent"].tolist() == [100] and types["run"].tolist() == ["half"]
     costs = pd.read_csv(project / "a/figures/tide.csv").query("group == 'all' and error == 'miss'")
     assert 20 < costs["dap50"].item() < 80
 
@@ -101,7 +101,7 @@ def test_two_runs_and_two_checkpoints(project: Path, cli: Any) -> None:
     assert figures(project / "a") == ERRORS | DIFFERENCES | INSIDE
     assert json.loads((project / "a/errors.json").read_text())["all"]["missing"] == 0  # the first is analysed
     table = pd.read_csv(project / "a/figures/error_types.csv")
-    assert list(dict.fromkeys(table["run"])) == ["half", "a"]
+    assert list(dict.fromkeys(table["run"])) == ["half", "good"]
     assert set(pd.read_csv(project / "a/figures/differences.csv")["change"].dropna()) == {"gained"}
     assert set(pd.read_csv(project / "a/figures/weight_norms.csv")["run"]) == {"one", "two"}
     assert "this split" in (project / "a/figures/weight_norms.svg").read_text()
@@ -202,11 +202,11 @@ def test_a_run_of_params_stands_beside_its_baseline(
 
 def test_names_can_be_told_apart() -> None:
     files = [Path("x/ecm/predictions.json"), Path("y/ecm/predictions.json"), Path("z/theirs.json")]
-    material = material_of_files("ecm", files, [], needs_images=False)
+    material = material_of_files(files, [], needs_images=False)
     assert material.predictions == {"ecm (2)": files[1], "theirs": files[2], "ecm": files[0]}
     assert list(material.predictions)[-1] == "ecm"
     with pytest.raises(UsageError, match="the same file twice"):
-        material_of_files("ecm", [files[0], files[0]], [], needs_images=False)
+        material_of_files([files[0], files[0]], [], needs_images=False)
 
 
 def test_broken_manifests_are_nobodys(project: Path) -> None:

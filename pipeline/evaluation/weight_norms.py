@@ -108,7 +108,11 @@ def norms_figure(checkpoints: Mapping[str, Norms], categories: Categories, degre
     clean(curves)
     _mean_bars(bars, checkpoints, categories)
     figure.legend(
-        *curves.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+        *curves.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        handlelength=4,
     )
     figure.suptitle(
         f"Classifier weight norms (thin) and a polynomial of degree {smooth_degree(degree, len(order))}",
