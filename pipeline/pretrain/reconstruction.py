@@ -188,7 +188,7 @@ def apply_masks(images: Tensor, masks: Tensor, valid: Tensor, scale: float = 1.0
     in_rows = (rows >= y1[..., None]) & (rows < y2[..., None])  # (B, M, H)
     in_columns = (columns >= x1[..., None]) & (columns < x2[..., None]) & valid[..., None]  # (B, M, W)
     hidden = (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1)  # (B, M, H, W) -> (B, H, W)
-    return images.masked_fill(hidden[:, None], 0.0)
+    return torch.where(hidden[:, None], 0.0, images)  # masked_fill would answer in NCHW
 
 
 @dataclass(frozen=True)
