@@ -33,7 +33,7 @@ from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.engine.schedule import Schedule
 from pipeline.errors import InputError, MismatchedInput, MissingInput, UsageError
-from pipeline.finetune import second_stage
+from pipeline.finetune import last_layers, second_stage
 from pipeline.finetune.method import ClassCounts
 from pipeline.finetune.methods import METHODS, get_method
 from pipeline.finetune.plan import FinetuneJob, FinetunePlan
@@ -418,15 +418,15 @@ def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:
 def test_parts_of_another_kind_are_renewed_and_said() -> None:
     plain, normed = {"meta": {"mask_predictor": "Conv"}}, {"meta": {"mask_predictor": "NormedConv2d"}}
     bags, loce = get_method("bags"), get_method("loce")
-    assert set(second_stage.parts_to_renew(bags, plain)) == {second_stage.CLASSIFIER}
-    assert set(second_stage.parts_to_renew(bags, {})) == {second_stage.CLASSIFIER}
+    assert set(second_stage.parts_to_renew(bags, plain)) == {last_layers.CLASSIFIER}
+    assert set(second_stage.parts_to_renew(bags, {})) == {last_layers.CLASSIFIER}
     assert set(second_stage.parts_to_renew(bags, normed)) == {
-        second_stage.CLASSIFIER,
-        second_stage.MASK_PREDICTOR,
+        last_layers.CLASSIFIER,
+        last_layers.MASK_PREDICTOR,
     }
     assert second_stage.parts_to_renew(loce, normed) == {}
     renewed = second_stage.parts_to_renew(loce, plain)
-    assert renewed == {second_stage.MASK_PREDICTOR: "NormedConv2d and not the Conv of stage 1"}
+    assert renewed == {last_layers.MASK_PREDICTOR: "NormedConv2d and not the Conv of stage 1"}
 
 
 def test_frozen_parts_must_come_from_the_first_stage(tmp_path: Path) -> None:
@@ -697,10 +697,29 @@ def test_first_stages_that_do_not_fit_are_refused(project: Path, tdrcl: Callable
     wide = answer_to("loce", tiny_detector("seesaw"), names)
     assert wide.code == 3 and "has 6 columns, but 5" in wide.err
     assert answer_to("bags", tiny_detector("seesaw"), names).code == 0  # its classifier is new anyway
+    stats = yaml.safe_load((project / "params.yaml").read_text())
+    other_split = project / "artifacts/sample/val_lvis.json"
+    stats["data"] = {"train": {"annotations": str(other_split), "images": "artifacts/sample/val"}}
+    (project / "other.yaml").write_text(yaml.safe_dump(stats))
+    mismatch = tdrcl("finetune", "--method", "ecm", "--params", "other.yaml", "--out", "other")
+    assert mismatch.code == 3 and not (project / "other").exists()
     single = answer_to("ecm", tiny_detector("ce"), names)
     assert single.code == 2 and "ecm has one stage" in single.err
     init = tdrcl("finetune", "--run", "acsl", "--init", "somewhere.pth")
     assert init.code == 2 and "is where stage 1 starts" in init.err
+
+
+@pytest.mark.parametrize("method", ["ecm", "eqlv2"])
+def test_divergence_ends_with_5_and_publishes_nothing(
+    project: Path, tdrcl: Callable[..., Any], method: str
+) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["finetune"] |= {"lr": 1e9, "clip_norm": None, "warmup_steps": 0}
+    content["finetune"]["runs"] = {"hot": {"method": method, "init": "none"}}
+    (project / "hot.yaml").write_text(yaml.safe_dump(content))
+    answer = tdrcl("finetune", "--run", "hot", "--params", "hot.yaml")
+    assert answer.code == 5 and "learning rate" in answer.err
+    assert not (project / "artifacts/finetune/hot").exists()
 
 
 def test_correcting_twice_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,10 @@ from torch import nn
 from pipeline.detectors.weights import LoadReport, part_of
 from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import MismatchedInput, MissingInput, UsageError
+from pipeline.finetune.last_layers import CLASSIFIER, MASK_PREDICTOR, mask_predictor_of, meta_of
 from pipeline.finetune.method import Method
 from pipeline.finetune.methods import METHODS, get_method
 from pipeline.finetune.settings import FinetuneRun
-
-CLASSIFIER = "roi_head.bbox_head.fc_cls"
-MASK_PREDICTOR = "roi_head.mask_head.conv_logits"
 
 
 def first_method(method: Method) -> Method:
@@ -65,11 +63,6 @@ def refuse_contradictions(run: FinetuneRun) -> None:
         )
 
 
-def mask_predictor_of(method: Method) -> str:
-    """mmdet's name of the last layer of the mask head."""
-    return "Conv" if method.mask_predictor is None else str(method.mask_predictor["type"])
-
-
 def parts_to_renew(method: Method, first: Mapping[str, Any]) -> dict[str, str]:
     """Parts that the second stage does not take from the first one's file, and why.
 
@@ -81,7 +74,7 @@ def parts_to_renew(method: Method, first: Mapping[str, Any]) -> dict[str, str]:
     renewed = {}
     if not method.second_stage.keeps_classifier:
         renewed[CLASSIFIER] = f"{method.name} trains a new classifier"
-    found, wanted = _meta(first).get("mask_predictor", "Conv"), mask_predictor_of(method)
+    found, wanted = meta_of(first).get("mask_predictor", "Conv"), mask_predictor_of(method)
     if found != wanted:
         renewed[MASK_PREDICTOR] = f"{wanted} and not the {found} of stage 1"
     return renewed
@@ -113,7 +106,7 @@ def refuse_other_classes(path: Path, first: Mapping[str, Any], classes: Sequence
     Raises:
         MismatchedInput: with both numbers, or with the first name that differs.
     """
-    meta = _meta(first)
+    meta = meta_of(first)
     dataset = meta.get("dataset_meta") or meta
     found = list(dataset.get("classes") or dataset.get("CLASSES") or ())  # mmdet 2 wrote capitals
     if found == list(classes):
@@ -167,7 +160,7 @@ def refuse_frozen_but_new(path: Path, report: LoadReport, detector: nn.Module) -
 
 def remark_on_classifier(method: Method, first: Mapping[str, Any]) -> str:
     """What to know of a kept classifier that was trained in another way than the authors' own, or nothing."""
-    stage, known = method.second_stage, METHODS.get(str(_meta(first).get("classifier")))
+    stage, known = method.second_stage, METHODS.get(str(meta_of(first).get("classifier")))
     if stage is None or not stage.keeps_classifier or known is None:
         return ""
     if known.loss == get_method(stage.first).loss:
@@ -175,11 +168,6 @@ def remark_on_classifier(method: Method, first: Mapping[str, Any]) -> str:
     return (
         f"stage 1 was trained with {known.name}; {method.name} keeps its classifier, meant for {stage.first}"
     )
-
-
-def _meta(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    meta = content.get("meta")
-    return meta if isinstance(meta, Mapping) else {}
 
 
 def _is_among(name: str, patterns: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.finetune import heads, second_stage
 from pipeline.finetune.initial_fill import InitialFill
-from pipeline.finetune.method import Method
+from pipeline.finetune.last_layers import CLASSIFIER, is_plain, last_layers_to_renew, mask_predictor_of
 from pipeline.finetune.plan import FinetuneJob as FinetuneJob
 from pipeline.finetune.plan import FinetunePlan as FinetunePlan
 from pipeline.stats.schemes import alpha_schedule
@@ -77,15 +77,12 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     drop = _running_state(detector)
     if plan.method.roi_head is not None:
         drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
-    if not _is_plain(plan.method):
-        is_dense = plan.job.detector.type == "atss"
-        classifier = atss.CLASSIFIER if is_dense else second_stage.CLASSIFIER
-        drop[classifier] = f"{plan.method.name} classifies in another way than pre-training"
-    if plan.method.mask_predictor is not None:
-        drop[second_stage.MASK_PREDICTOR] = f"{plan.asked.name} has another mask predictor"
+    path = Path(plan.job.init) if plan.job.init else None
+    classifier = atss.CLASSIFIER if plan.job.detector.type == "atss" else CLASSIFIER
+    drop |= last_layers_to_renew(plan.method, path, detector, classifier)
     report = load_initial(
         detector,
-        Path(plan.job.init) if plan.job.init else None,
+        path,
         classes=plan.annotations.category_names,
         drop=drop,
         allow_partial=plan.job.finetune.allow_partial,
@@ -100,7 +97,7 @@ def _load_first(plan: FinetunePlan, detector: nn.Module, trains: Sequence[str]) 
     first = second_stage.read_first(path)
     second_stage.refuse_other_classes(path, first, classes)
     drop = _running_state(detector) | second_stage.parts_to_renew(plan.method, first)
-    if second_stage.CLASSIFIER not in drop:
+    if CLASSIFIER not in drop:
         second_stage.refuse_other_width(path, first, detector)
     allowed = plan.job.finetune.allow_partial
     report = load_initial(detector, path, classes=classes, drop=drop, allow_partial=allowed)
@@ -118,11 +115,6 @@ def _running_state(detector: nn.Module) -> dict[str, str]:
         if is_counting and not any(name.startswith(f"{part}.") for part in parts):
             parts.append(name)
     return dict.fromkeys(parts, "running state starts empty")
-
-
-def _is_plain(method: Method) -> bool:
-    """Whether the classifier means the same as pre-training's, which is MMDetection's own detector's."""
-    return "." not in method.loss and method.cls_predictor is None
 
 
 def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
@@ -210,7 +202,7 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path, drawn: dict
     """
     settings = plan.job.finetune
     weights = clone_state(state, SupervisedModel.PREFIX)
-    own = [OWN_LOSSES] if not _is_plain(plan.method) else []
+    own = [OWN_LOSSES] if not is_plain(plan.method) else []
     own += [OWN_HEADS] if plan.method.roi_head is not None else []
     publish_detector(
         folder,
@@ -227,5 +219,5 @@ def _meta(plan: FinetunePlan) -> dict[str, str]:
     """What a later stage needs to know of the detector's last layers."""
     meta = {"stage": "finetune", "classifier": plan.method.name}
     if plan.job.detector.type == "mask-rcnn":
-        meta["mask_predictor"] = second_stage.mask_predictor_of(plan.method)
+        meta["mask_predictor"] = mask_predictor_of(plan.method)
     return meta

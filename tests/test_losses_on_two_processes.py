@@ -1,0 +1,169 @@
+"""Every loss of the table behind a toy head: on two processes, resumed in the middle, and with NaN logits.
+
+The steps are the awkward ones: a process without any object, a process without any RoI, background alone on
+both.  A collective that only some processes reach would hang (and be ended after a minute).
+"""
+
+import copy
+import datetime
+import importlib
+import io
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from pipeline.finetune.loce import EquilibriumLoss
+from pipeline.finetune.method import ClassCounts
+from pipeline.finetune.methods import METHODS
+
+CLASSES = 4
+COUNTS = ClassCounts([40, 2, 9, 150], [90, 2, 20, 1500], 500)
+OWN = [name for name, method in METHODS.items() if "." in method.loss]
+# labels of each process in each step
+STEPS = [
+    ([0, 3, 4, 4, 2], [4, 4, 4]),
+    ([4, 4], [1, 1, 3, 4, 4, 4]),
+    ([], [0, 1, 2, 3, 4, 4]),
+    ([4, 4, 4], [4]),
+    ([2, 4], [2, 0]),
+]
+# state that is drawn for each process, or follows from its own draws
+OF_A_PROCESS = ("draws.step", "_epoch")
+
+
+class Toy(nn.Module):
+    """A linear classifier and its loss."""
+
+    def __init__(self, name):
+        super().__init__()
+        module, _, kind = METHODS[name].loss.rpartition(".")
+        config = METHODS[name].loss_config(CLASSES, COUNTS, seed=5)
+        config.pop("type")
+        if name == "pcb":
+            config |= {"start_epoch": 1, "momentum": 0.5}
+        torch.manual_seed(0)
+        self.loss = getattr(importlib.import_module(module), kind)(**config)
+        self.classifier = nn.Linear(6, self.loss.get_cls_channels(CLASSES))
+        self.loss.epoch = 1  # PCB's
+
+    def forward(self, number, labels):
+        """All losses of a step summed; the same features for the same step and place in `labels`."""
+        logits = self.classifier(features(number, labels))
+        labels = torch.tensor([label for label, _ in labels], dtype=torch.int64)
+        if isinstance(self.loss, EquilibriumLoss):  # its head tells it which RoIs are of one object
+            self.loss.update_mean_score(logits, labels, torch.arange(len(labels)), len(labels))
+        found = self.loss(logits, labels, torch.ones(len(labels)), avg_factor=max(1.0, len(labels)))
+        return sum(found.values()) if isinstance(found, dict) else found
+
+
+def features(number, labels):
+    rows = [torch.randn(6, generator=torch.Generator().manual_seed(100 * number + at)) for _, at in labels]
+    return torch.stack(rows) if rows else torch.zeros(0, 6)
+
+
+def share(step, rank):
+    """Labels of one process, each with its place in the global batch; rank None: the whole of it."""
+    first, second = STEPS[step]
+    rows = list(zip(first + second, range(99), strict=False))
+    return {0: rows[: len(first)], 1: rows[len(first) :], None: rows}[rank]
+
+
+def train(toy, steps, rank):
+    """SGD without averaging between processes: here only the loss's own state is looked at."""
+    values = []
+    for step in steps:
+        toy.zero_grad()
+        value = toy(step, share(step, rank))
+        value.backward()
+        assert all(p.grad is not None for p in toy.classifier.parameters())
+        values.append(float(value.detach()))
+    return values
+
+
+def state_of(toy):
+    return {k: v.clone() for k, v in toy.loss.state_dict().items() if not k.endswith(OF_A_PROCESS)}
+
+
+def run_in_a_process(rank, folder):
+    torch.set_num_threads(1)
+    patience = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+    found = {}
+    for name in OWN:
+        toy = Toy(name)
+        values = train(toy, range(len(STEPS)), rank)
+        found[name] = (values, state_of(toy))
+    dist.destroy_process_group()
+    torch.save(found, f"{folder}/{rank}.pth")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Values and states of all losses on both processes."""
+    folder = str(tmp_path_factory.mktemp("processes"))
+    other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
+    run_in_a_process(1, folder)  # a second child would only double the seconds of importing
+    while not other.join():
+        pass
+    return [torch.load(f"{folder}/{rank}.pth", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_state_of_two_processes_is_that_of_one(both, name):
+    toy = Toy(name)
+    train(toy, range(len(STEPS)), None)
+    (values, first), (others, second) = (states[name] for states in both)
+    assert len(values) == len(others) == len(STEPS)
+    for key, value in state_of(toy).items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_stateful_ones_have_a_state_and_it_moves(both):
+    moved = {
+        name
+        for name in OWN
+        if any(not torch.equal(value, both[0][name][1][key]) for key, value in state_of(Toy(name)).items())
+    }
+    assert moved == {"eqlv2", "seesaw", "pcb", "loce", "bacl", "rog"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_resumed_in_the_middle_is_bit_exact(name):
+    whole, first = Toy(name), Toy(name)
+    expected = train(whole, range(len(STEPS)), None)
+    values = train(first, range(2), None)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed = Toy(name)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    values += train(resumed, range(2, len(STEPS)), None)
+    assert values == expected
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_only_background_has_a_finite_loss_that_trains(name):
+    toy = Toy(name)
+    value = toy(3, share(3, None))
+    value.backward()
+    assert value.isfinite() and toy.classifier.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, -1), (2, 1), (2, -1), (1, 3)])
+@pytest.mark.parametrize("name", OWN)
+def test_a_nan_in_any_logit_shows(name, place):
+    """In the row of an object or of background, in whatever column: no mask of a loss hides it."""
+    loss = copy.deepcopy(Toy(name).loss)
+    logits = torch.zeros(3, loss.get_cls_channels(CLASSES))
+    logits[place] = torch.nan
+    found = loss(logits.requires_grad_(), torch.tensor([0, 3, 4]), torch.ones(3), avg_factor=3.0)
+    total = sum(found.values()) if isinstance(found, dict) else found
+    assert total.isnan()
