@@ -142,7 +142,9 @@ def test_keys_come_from_the_momentum_branch_s_own_layers() -> None:
                 if name.startswith(change):
                     parameter.mul_(1.5)
             model(batch_of(0))
-        return model._keys[0][1].rows
+            model.after_step()
+        assert model.local is not None
+        return model.local.queue.keys[:6].clone()
 
     before = keys("nothing")
     assert torch.equal(keys("detector.roi_branch."), before)
