@@ -202,6 +202,10 @@ def pretrain(
     stats: Stats = None,
     init: Init = None,
     allow_partial: AllowPartial = None,
+    show_batch: Annotated[
+        Path | None,
+        typer.Option("--show-batch", help="Draw the next step: views, masks, reconstruction; train nothing."),
+    ] = None,
     out: Out = None,
     gpus: Gpus = None,
     procs: Procs = 1,
@@ -226,7 +230,7 @@ def pretrain(
     from stages import pretrain as stage
 
     found = (proposals or default_out("proposals"), stats or default_out("stats"))
-    stage.run(order, stage.Inputs(split, *found, init, tuple(allow_partial or ())))
+    stage.run(order, stage.Inputs(split, *found, init, tuple(allow_partial or ())), show_batch)
 
 
 @app.command(rich_help_panel=PIPELINE)

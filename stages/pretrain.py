@@ -10,6 +10,7 @@ from pipeline.errors import MismatchedInput, MissingInput
 from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector, publish
 from pipeline.proposals.store import ProposalStore
 from pipeline.settings import to_plain
+from stages import show_batch
 from stages.common import Order, answer, check_splits, proposals_digest
 from stages.console import say, warn
 from stages.training import keep_history, report_start, train_and_publish
@@ -33,14 +34,17 @@ class Inputs:
     allow_partial: tuple[str, ...] = ()
 
 
-def run(order: Order, inputs: Inputs) -> None:
-    """Pre-train every module of the detector."""
+def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
+    """Pre-train every module of the detector; with `picture`, only draw the next step there."""
     settings = order.params.section("pretrain")
     artifacts.refuse_foreign(order.out, "pretrain")
     order.machine.processes(settings.batch_size)
     check_splits(inputs.split, order.params.section("data"))
     job, manifest = plan_run(order, inputs)
     plan = PretrainPlan(job)
+    if picture is not None:
+        show_batch.write(order, plan, picture)
+        return
     report_start("pretrain", build_detector(plan)[1], job.detector.norm)
     for remark in plan.remarks():
         say(f"pretrain: {remark}")

@@ -18,7 +18,10 @@ OPTIONS = {
     "sample": COMMON | {"--no-pixels"},
     "proposals": COMMON | MACHINE | SPLIT | {"--allow-partial", "--weights"},
     "stats": COMMON | {"--annotations", "--proposals"},
-    "pretrain": COMMON | MACHINE | SPLIT | {"--proposals", "--stats", "--init", "--allow-partial"},
+    "pretrain": COMMON
+    | MACHINE
+    | SPLIT
+    | {"--proposals", "--stats", "--init", "--allow-partial", "--show-batch"},
     "finetune": COMMON | MACHINE | SPLIT | {"--method", "--run", "--stats", "--init", "--allow-partial"},
     "evaluate": COMMON
     | SPLIT

@@ -162,6 +162,59 @@ def test_a_box_that_both_views_show_whole_covers_the_same_pixels_in_both(split):
     assert seen > 5
 
 
+def marker_edges(view):
+    """Corners of a bright rectangle on black, to a fraction of a pixel: xyxy from its centroid and extent."""
+    light = view[..., 0].astype(float) / 255
+    edges = []
+    for axis in (0, 1):
+        profile = light.sum(axis=axis)
+        extent = profile.sum() / profile.max()
+        centre = (profile * (np.arange(len(profile)) + 0.5)).sum() / profile.sum()
+        edges.append((centre - extent / 2, centre + extent / 2))
+    (x1, x2), (y1, y2) = edges
+    return np.array([x1, y1, x2, y2])
+
+
+def test_a_drawn_marker_lies_at_its_box_in_both_views(split, tmp_path):
+    """Crop, resize and flip: the box's corners are the marker's, to half a pixel, in each view."""
+    marker, found = np.array([47, 31, 78, 58]), dataset(split, proposals={11: [[47, 31, 78, 58]]})
+    pixels = np.zeros((90, 120, 3), dtype=np.uint8)
+    pixels[31:58, 47:78] = 255
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    found.images, pairs, flips = tmp_path, 0, set()
+    for draw in draws(60, image=0):
+        sample = found[draw]
+        if not sample.boxes.valid[0] or not all(
+            is_whole(marker, geometry) and geometry.map_boxes(marker[None])[1][0] > 0.999
+            for geometry in geometries(found, draw)
+        ):
+            continue
+        np.testing.assert_allclose(marker_edges(sample.query), sample.boxes.query[0], atol=0.5)
+        np.testing.assert_allclose(marker_edges(sample.key), sample.boxes.key[0], atol=0.5)
+        pairs += 1
+        flips.add(tuple(h[0, 0] < 0 for h in sample.homographies))
+    assert pairs > 10 and len(flips) == 4
+
+
+def test_homographies_are_kept_and_lead_from_view_to_view(split):
+    found, pairs = dataset(split), 0
+    for draw in draws(30):
+        sample, (query, key) = found[draw], geometries(found, draw)
+        np.testing.assert_array_equal(sample.homographies[0], query.homography)
+        np.testing.assert_array_equal(sample.homographies[1], key.homography)
+        across = sample.homographies[1] @ np.linalg.inv(sample.homographies[0])
+        valid, boxes = sample.boxes.valid, sample.boxes
+        for box, expected in zip(boxes.query[valid], boxes.key[valid], strict=True):
+            corners = [across @ [box[i], box[i + 1], 1] for i in (0, 2)]
+            moved = [f(a, b) for f in (min, max) for a, b in zip(*(c[:2] for c in corners), strict=True)]
+            if is_whole(mapped_back(box[None], query)[0], query) and is_whole(
+                mapped_back(expected[None], key)[0], key
+            ):
+                np.testing.assert_allclose(moved, expected, atol=1e-3)
+                pairs += 1
+    assert pairs > 5
+
+
 def test_survivors_are_visible_and_large_in_both_views(split):
     found = dataset(split)
     settings, rejected = found.settings.contrast, 0

@@ -168,26 +168,33 @@ def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
     return detector, report
 
 
-def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
-    """The whole run, ready to train.
+def build_step(plan: PretrainPlan, device: torch.device) -> TwoDRCL:
+    """The model that trains, with its initial weights, on its device.
 
     Raises:
-        UsageError: the batch does not divide among the processes.
-        InputError and its children: something is wrong with the inputs.
+        UsageError: a mask loss without a mask head.
+        InputError and its children: something is wrong with the initial weights.
     """
     job, settings = plan.job, plan.job.pretrain
-    share_of(settings.batch_size, process.world)
     if settings.mask_loss and job.detector.type != "mask-rcnn":
         raise UsageError("pretrain.mask_loss needs detector.type: mask-rcnn")
     detector, _ = build_detector(plan)
-    store = ProposalStore.open(job.proposals, plan.annotations.digest)
     with seeded(job.seed + 1):  # RoI branch of ATSS, projectors, predictors, generator
         parts = in_parts(detector, RoIBranch(job.detector) if plan.has_roi_branch else None)
-        model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=process.device))
-    layout = torch.channels_last if process.device.type == "cuda" else torch.preserve_format
-    model.to(process.device, memory_format=layout).train()  # tensor cores want it; the views come in it
-    alpha = alpha_schedule(settings.epochs, job.sampling)
-    source = BatchSource(
+        model = TwoDRCL(parts, settings, plan.queues, partial(to_batch, device=device))
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return model.to(device, memory_format=layout).train()  # tensor cores want it; the views come in it
+
+
+def batch_source(plan: PretrainPlan, process: Process, workers: int) -> BatchSource:
+    """The draws of every step.
+
+    Raises:
+        InputError and its children: something is wrong with the proposals.
+    """
+    job, settings = plan.job, plan.job.pretrain
+    store = ProposalStore.open(job.proposals, plan.annotations.digest)
+    return BatchSource(
         PretrainDataset(plan.annotations, job.images, store, settings, job.seed),
         plan.sampler,
         plan.schedule,
@@ -197,11 +204,24 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         process=process,
         workers=workers,
     )
+
+
+def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
+    """The whole run, ready to train.
+
+    Raises:
+        UsageError: the batch does not divide among the processes.
+        InputError and its children: something is wrong with the inputs.
+    """
+    job, settings = plan.job, plan.job.pretrain
+    share_of(settings.batch_size, process.world)
+    model = build_step(plan, process.device)
+    alpha = alpha_schedule(settings.epochs, job.sampling)
     return Trainer(
         model,
         sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
         plan.schedule,
-        source,
+        batch_source(plan, process, workers),
         images_per_step=settings.batch_size,
         process=process,
         clip_norm=settings.clip_norm,

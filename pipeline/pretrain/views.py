@@ -52,6 +52,7 @@ class PretrainSample:
     query: np.ndarray  # (h, w, 3) uint8
     key: np.ndarray
     photometric: tuple[Photometric, Photometric]
+    homographies: tuple[np.ndarray, np.ndarray]  # (3, 3) each: stored pixels -> pixels of query and key
     boxes: PairedBoxes
     target: Target
 
@@ -106,6 +107,7 @@ class PretrainDataset(Dataset[PretrainSample]):
                 draw_photometric(photometric, False, generator(self.seed, draw, "photo_query")),
                 draw_photometric(photometric, True, generator(self.seed, draw, "photo_key")),
             ),
+            homographies=(query.homography, key.homography),
             boxes=self._paired_boxes(candidates, query, key, draw),
             target=target_of(
                 self.annotations,
