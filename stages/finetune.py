@@ -87,7 +87,7 @@ def run(order: Order, name: str, entry: FinetuneRun, inputs: Inputs) -> None:
     settings: FinetuneSettings = order.params.section("finetune")
     second_stage.refuse_contradictions(entry)
     artifacts.refuse_foreign(order.out, "finetune")
-    order.machine.processes(settings.batch_size)
+    order.machine.processes(settings.batch_size, settings.accumulate)
     check_splits(inputs.split, order.params.section("data"))
     plans, manifest = plan_run(order, entry, inputs)
     _introduce(name, plans)
@@ -142,21 +142,23 @@ def _train_stages(
     order: Order, name: str, plans: list[FinetunePlan], work: Path
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Train one stage or both, continuing where an earlier command stopped; see `stages.training.train`."""
-    batch, measured = order.params.section("finetune").batch_size, {}
+    settings, measured = order.params.section("finetune"), {}
     if len(plans) > 1:
-        measured = _train_first(order, plans[0], work / FIRST, batch)
+        measured = _train_first(order, plans[0], work / FIRST, settings)
         _say_start(name, plans[1])
-    state, of_last = train(order, "finetune", plans[-1].job, batch)
+    state, of_last = train(order, "finetune", plans[-1].job, settings)
     return state, measured | of_last
 
 
-def _train_first(order: Order, plan: FinetunePlan, kept: Path, batch: int) -> dict[str, float]:
+def _train_first(
+    order: Order, plan: FinetunePlan, kept: Path, settings: FinetuneSettings
+) -> dict[str, float]:
     """Leave the first stage's detector in scratch, where a second stage that was stopped finds it again."""
     # --fresh: the first process of a group has removed the file, or is about to
     if kept.exists() and not order.fresh:
         say("finetune: stage 1 is trained already")
         return {}
-    state, measured = train(order, "finetune", plan.job, batch)
+    state, measured = train(order, "finetune", plan.job, settings)
     if is_first():
         save_first(plan, state, kept)
         shutil.rmtree(plan.job.work / "checkpoints")

@@ -39,8 +39,8 @@ class Machine:
                 f"use --gpus {visible}" if visible else "use --gpus 0 for the CPU, or run `2drcl doctor`",
             )
 
-    def processes(self, batch_size: int) -> tuple[int, bool]:
-        """How many processes to start, and whether each has a GPU.
+    def processes(self, batch_size: int, accumulate: int = 1) -> tuple[int, bool]:
+        """How many processes to start, and whether each has a GPU, for a batch computed in parts.
 
         Raises:
             UsageError: the batch does not divide.
@@ -51,12 +51,12 @@ class Machine:
         gpus = self.gpus
         if gpus is None:
             visible = visible_gpus() if self.procs == 1 else 0
-            gpus = max((n for n in range(1, visible + 1) if batch_size % n == 0), default=0)
+            gpus = max((n for n in range(1, visible + 1) if batch_size % (n * accumulate) == 0), default=0)
         if joined > 1:
-            share_of(batch_size, joined)
+            share_of(batch_size, joined, accumulate)
             return joined, gpus > 0
         world = gpus if gpus else self.procs
-        share_of(batch_size, world)
+        share_of(batch_size, world, accumulate)
         return world, gpus > 0
 
     def one_device(self) -> Any:

@@ -38,7 +38,7 @@ def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
     """Pre-train every module of the detector; with `picture`, only draw the next step there."""
     settings = order.params.section("pretrain")
     artifacts.refuse_foreign(order.out, "pretrain")
-    order.machine.processes(settings.batch_size)
+    order.machine.processes(settings.batch_size, settings.accumulate)
     check_splits(inputs.split, order.params.section("data"))
     job, manifest = plan_run(order, inputs)
     plan = PretrainPlan(job)
@@ -62,7 +62,7 @@ def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
         publish(plan, state, folder)
         keep_history(job.work, folder)
 
-    train_and_publish(order, manifest, job, settings.batch_size, produce)
+    train_and_publish(order, manifest, job, settings, produce)
     answer(order)
 
 

@@ -126,7 +126,7 @@ def _train(order: Order, job: GenerationJob, training: Any) -> dict[str, float]:
     # --fresh: the first process of a group has removed the file, or is about to
     if job.weights.exists() and not order.fresh:
         return {}
-    state, measured = train(order, "proposals", training, job.proposals.batch_size)
+    state, measured = train(order, "proposals", training, job.proposals)
     if is_first():
         save_tensors(job.weights, clone_state(state, SupervisedModel.PREFIX))
     return measured

@@ -22,7 +22,7 @@ def train_and_publish(
     order: Order,
     manifest: Mapping[str, Any],
     job: Any,
-    batch_size: int,
+    settings: Any,
     publish: Callable[[dict[str, Any], Path], None],
 ) -> None:
     """Train `job` if its product is not current, and put the product in its place.
@@ -31,14 +31,14 @@ def train_and_publish(
         order: options.
         manifest: decides whether the product is current.
         job: a job of `stages.jobs`, its `work` the scratch folder.
-        batch_size: global.
+        settings: of the stage, with `batch_size` and perhaps `accumulate`.
         publish: (model state, folder) -> writes the product's own files.
     """
     if nothing_to_do(order, manifest, job.work):
         return
     watch = Stopwatch()
     with launch.exclusive(job.work, fresh=order.fresh):
-        state, measured = train(order, str(manifest["stage"]), job, batch_size)
+        state, measured = train(order, str(manifest["stage"]), job, settings)
         if is_first():
             make(order, manifest, lambda folder: publish(state, folder))
             watch.write(order.out, **measured)
@@ -56,7 +56,7 @@ def nothing_to_do(order: Order, manifest: Mapping[str, Any], work: Path) -> bool
     return order.dry_run or current
 
 
-def train(order: Order, kind: str, job: Any, batch_size: int) -> tuple[dict[str, Any], dict[str, float]]:
+def train(order: Order, kind: str, job: Any, settings: Any) -> tuple[dict[str, Any], dict[str, float]]:
     """Train to the end, in the scratch folder that the caller holds.
 
     Returns:
@@ -68,7 +68,8 @@ def train(order: Order, kind: str, job: Any, batch_size: int) -> tuple[dict[str,
     """
     checkpoints = CheckpointFolder(job.work / "checkpoints")
     before, watch = max(checkpoints.steps(), default=0), Stopwatch()
-    launch.run(kind, job, order.machine, *order.machine.processes(batch_size))
+    batch_size, accumulate = settings.batch_size, getattr(settings, "accumulate", 1)
+    launch.run(kind, job, order.machine, *order.machine.processes(batch_size, accumulate))
     if not is_first():
         return {}, {}
     newest = checkpoints.newest()

@@ -153,6 +153,38 @@ def test_training_equals_training_by_hand() -> None:
     assert seen.records[-1]["loss"] < seen.records[0]["loss"]
 
 
+class WithoutRing(Toy):
+    """Nothing of a step is kept but the gradient."""
+
+    def after_step(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
+    runs = []
+    for accumulate in (1, parts):
+        records, sizes = Records(), []
+        trainer = toy_trainer(records, model=WithoutRing(), accumulate=accumulate, clip_norm=0.5)
+        trainer.model.register_forward_pre_hook(lambda model, rows, sizes=sizes: sizes.append(len(rows[0])))
+        trainer.train()
+        assert sizes == [BATCH // accumulate] * (SCHEDULE.total * accumulate)
+        runs.append((records.records, trainer.model.layer.weight.detach()))
+    for whole, in_parts in zip(runs[0][0], runs[1][0], strict=True):
+        assert in_parts == pytest.approx(whole, rel=1e-4)
+    torch.testing.assert_close(runs[1][1], runs[0][1])
+
+
+def test_one_part_that_is_not_finite_stops_the_step() -> None:
+    trainer = toy_trainer(model=WithoutRing(), accumulate=2, batches=lambda start: iter([spoilt]))
+    spoilt = rows_of(0)
+    spoilt[1, 0] = math.nan
+    before = trainer.model.layer.weight.clone()
+    with pytest.raises(Diverged, match="fit"):
+        trainer.train()
+    assert torch.equal(trainer.model.layer.weight, before)
+
+
 def test_record_and_order_of_calls() -> None:
     seen = Records()
     toy_trainer(seen, describe=lambda step: {"alpha": step / 10}).train()

@@ -57,7 +57,7 @@ def test_defaults_are_the_papers():
         8,
     )
     assert (settings.contrast.hidden, settings.contrast.width) == (256, 256)
-    assert (settings.epochs, settings.milestones, settings.batch_size, settings.lr) == (12, (8, 11), 16, 0.02)
+    assert (settings.epochs, settings.milestones, settings.batch_size, settings.lr) == (12, "auto", 16, 0.02)
     assert settings.reconstruction.mask_fraction == 0.25
     assert settings.terms == TERMS
 

@@ -557,21 +557,42 @@ RUNS = {
     ),
     "hcl alone": (tiny_settings(terms=("hcl",)), [[], [], []]),
     "lcl and sr": (tiny_settings(terms=("lcl", "sr")), [NOT_ON_THE_SECOND, [], [(0, 0)]]),
+    "in two parts": (tiny_settings(terms=("ar", "sr", "det"), accumulate=2), [[], [(1, 1)], []]),
 }
 
 
-def train(name, rank, world):
+def share(batch, rank, world):
+    """A process's images, one by one, as a loader hands samples over."""
+    return [shard(batch, i, 4) for i in range(rank * 4 // world, (rank + 1) * 4 // world)]
+
+
+def joined(shards):
+    """One batch of several."""
+    fields = {}
+    for name, first in vars(shards[0]).items():
+        values = [getattr(s, name) for s in shards]
+        if name == "canvas_wh":
+            fields[name] = first
+        else:
+            fields[name] = [*itertools.chain(*values)] if name == "targets" else torch.cat(values)
+    return PretrainBatch(**fields)
+
+
+def train(name, rank, world, **changes):
     """Three steps with the real Trainer (DistributedDataParallel for more than one process)."""
     settings, invalid = RUNS[name]
+    settings = dataclasses.replace(settings, **changes)
     model = toy_model(settings, queues=(10, 20))
+    model.to_batch = joined
     records = Records()
     trainer = Trainer(
         model,
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9),
         Schedule((3,), (), 0.05),
-        lambda start: (shard(toy_batch(s, invalid=invalid[s]), rank, world) for s in range(start, 3)),
+        lambda start: (share(toy_batch(s, invalid=invalid[s]), rank, world) for s in range(start, 3)),
         images_per_step=4,
         process=Process(rank, world, torch.device("cpu")),
+        accumulate=settings.accumulate,
         hooks=[records],
     )
     trainer.train()
@@ -611,6 +632,35 @@ def test_both_processes_hold_the_same_state(two_processes, name):
     (_, first), (_, second) = (result[name] for result in two_processes)
     for key, value in first.items():
         assert torch.equal(value, second[key]) if torch.is_tensor(value) else value == second[key], key
+
+
+# a batch in parts
+
+
+def test_a_batch_in_parts_is_the_same_step_but_for_batch_statistics():
+    (lines, state), (expected_lines, expected) = (
+        train("in two parts", 0, 1, accumulate=parts) for parts in (2, 1)
+    )
+    for line, expected_line in zip(lines, expected_lines, strict=True):
+        assert line == pytest.approx(expected_line, rel=1e-4)
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, msg=key)
+
+
+def test_keys_of_all_parts_are_enqueued_after_the_step():
+    model = toy_model(tiny_settings(accumulate=2), queues=(8, 24))
+    before = {n: p.clone() for n, p in model.holistic.key_projector.named_parameters()}
+    first = [model(shard(toy_batch(0), part, 2)) for part in (0, 1)]
+    assert [losses["hcl"].item() for losses in first] == [0.0, 0.0]  # the second meets no key of the first
+    assert (model.holistic.queue.image_ids == -1).all()
+    with torch.no_grad():
+        for parameter in model.holistic.projector.parameters():
+            parameter += 1.0
+    model.after_step()
+    for name, parameter in model.holistic.key_projector.named_parameters():
+        torch.testing.assert_close(parameter, before[name] + 0.001, msg=name)  # once: 1 - m
+    assert model.holistic.queue.image_ids.tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
+    assert model.local.queue.image_ids[:12].tolist() == [image for image in range(4) for _ in range(3)]
 
 
 # MMDetection's detector

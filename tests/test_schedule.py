@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.engine.schedule import Schedule, extended
+from pipeline.engine.schedule import Schedule, extended, resolve_milestones
 from pipeline.errors import UsageError
 
 
@@ -115,6 +115,29 @@ def test_extended_keeps_total_exactly_and_shares_to_half_an_epoch(steps: int, gr
         assert abs(new - old) * steps <= max(lengths[nearby : nearby + 2]) / 2 + 1
     assert longer.warmup_steps / steps == pytest.approx(12 / base.total, abs=0.5 / steps)
     assert (longer.base_lr, longer.warmup_factor, longer.drop) == (0.02, 0.001, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [
+        (6, (4, 5)),
+        (12, (8, 11)),
+        (24, (16, 22)),
+        (36, (28, 34)),
+        (48, (40, 46)),
+        (18, (12, 16)),
+        (4, (3,)),
+        (3, (2,)),
+        (2, (1,)),
+        (1, ()),
+    ],
+)
+def test_milestones_by_the_number_of_epochs(epochs: int, milestones: tuple[int, ...]) -> None:
+    assert resolve_milestones("auto", epochs) == milestones
+    assert resolve_milestones((3, 7), epochs) == (3, 7)
+    schedule = Schedule((10,) * epochs, milestones, 1.0)
+    rates = sorted({round(schedule.lr(step), 9) for step in range(schedule.total)}, reverse=True)
+    assert rates == [10.0**-n for n in range(len(milestones) + 1)]
 
 
 def test_extended_by_nothing_is_the_same_run() -> None:

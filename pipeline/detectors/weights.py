@@ -35,7 +35,7 @@ class LoadReport:
 
     def frozen_but_new(self, norm: str) -> list[str]:
         """Backbone stages without weights whose batch norm would stay at its empty statistics."""
-        stages = [part for part in self.new if part.startswith("backbone.")]
+        stages = [part for part in self.new if part.split(".")[0] == "backbone"]
         return stages if norm == "frozen-bn" else []
 
     def sentence(self) -> str:

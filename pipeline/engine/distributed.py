@@ -131,8 +131,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share_of(batch_size: int, world: int) -> int:
-    """Images of a global batch per process.
+def share_of(batch_size: int, world: int, accumulate: int = 1) -> int:
+    """Images of a global batch per process, in `accumulate` equal parts.
 
     Raises:
         UsageError: it does not divide.
@@ -141,5 +141,10 @@ def share_of(batch_size: int, world: int) -> int:
         raise UsageError(
             f"a global batch of {batch_size} does not divide among {world} processes",
             f"use a number that divides {batch_size}: the batch decides the result, processes do not",
+        )
+    if batch_size // world % accumulate:
+        raise UsageError(
+            f"accumulate: {accumulate} does not divide the {batch_size // world} images of a process",
+            "set it to a number that does",
         )
     return batch_size // world

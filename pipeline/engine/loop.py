@@ -2,7 +2,7 @@
 
     for hook in hooks: hook.before_train(trainer)
     for batch in batches(first step):
-        forward, backward                       (bf16 autocast is the model's own business)
+        forward, backward                       (bf16 autocast is the model's own business; perhaps in parts)
         clip, refuse anything that is not finite on any process
         optimizer.step(); model.after_step()    (momentum encoders and queues)
         for hook in hooks: hook.after_step(trainer, record)
@@ -16,6 +16,7 @@ in the run is one number, `step`: what is drawn at a step is a function of the s
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ class Trainer:
         batches: first step -> iterator of this process's batches from that step on, at least to the end.
         images_per_step: size of the global batch.
         process: this process.
+        accumulate: equal parts that a batch, then a sequence, is computed in, one after another.
         clip_norm: largest gradient norm; None: not clipped.
         hooks: called in order.
         describe: step -> further history fields (e.g. alpha).
@@ -79,13 +81,14 @@ class Trainer:
         *,
         images_per_step: int,
         process: Process,
+        accumulate: int = 1,
         clip_norm: float | None = None,
         hooks: Iterable[Hook] = (),
         describe: Callable[[int], Mapping[str, float]] = lambda step: {},
     ) -> None:
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.images_per_step, self.process, self.clip_norm = images_per_step, process, clip_norm
-        self.hooks, self.describe = list(hooks), describe
+        self.hooks, self.describe, self.accumulate = list(hooks), describe, accumulate
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
         self._forward: Callable[[Batch], dict[str, Tensor]] = model
@@ -126,8 +129,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._forward(batch)
-        losses["loss"].backward()
+        losses = self._losses_and_gradients(batch)
         limit = math.inf if self.clip_norm is None else self.clip_norm
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         values = self._finite_averages({**losses, "grad_norm": grad_norm})
@@ -142,6 +144,27 @@ class Trainer:
         }
         self.step += 1
         return record
+
+    def _losses_and_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the mean over the parts of a batch, in place, and the means of the losses."""
+        if self.accumulate == 1:
+            losses = self._forward(batch)
+            losses["loss"].backward()
+            return losses
+        size, means = len(batch) // self.accumulate, dict[str, Tensor]()
+        for number in range(self.accumulate):
+            with self._without_exchange(number + 1 < self.accumulate):
+                losses = self._forward(batch[number * size :][:size])
+                (losses["loss"] / self.accumulate).backward()
+            for name, value in losses.items():
+                share = value.detach() / self.accumulate
+                means[name] = means[name] + share if name in means else share
+        return means
+
+    def _without_exchange(self, wanted: bool) -> AbstractContextManager[None]:
+        """The gradients of several processes are averaged once per step, with the last part."""
+        forward = self._forward
+        return forward.no_sync() if wanted and isinstance(forward, DistributedDataParallel) else nullcontext()
 
     def _finite_averages(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Mean over processes of named scalars, read from the device in one go.

@@ -8,8 +8,20 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
 from pipeline.errors import UsageError
+
+# epochs -> milestones.  12: the paper; 24: MMDetection's 2x; the others are ours, the paper has none
+USUAL = {6: (4, 5), 12: (8, 11), 24: (16, 22), 36: (28, 34), 48: (40, 46)}
+
+
+def resolve_milestones(asked: tuple[int, ...] | Literal["auto"], epochs: int) -> tuple[int, ...]:
+    """Epochs after which the rate drops; `auto`: those of `USUAL`, else 2/3 and 11/12 of the epochs."""
+    if asked != "auto":
+        return asked
+    shares = (round(epochs * 2 / 3), round(epochs * 11 / 12))
+    return USUAL.get(epochs) or tuple(dict.fromkeys(m for m in shares if 0 < m < epochs))
 
 
 @dataclass(frozen=True)

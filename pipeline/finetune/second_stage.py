@@ -56,6 +56,12 @@ def refuse_contradictions(run: FinetuneRun) -> None:
             f"init: {run.init} is where stage 1 starts, but stage1: {run.stage1} is trained already",
             "give one of the two",
         )
+    if run.transfer != ("all",):
+        raise UsageError(
+            f"transfer: {', '.join(run.transfer)} is of what stage 1 starts from, but stage1: {run.stage1} "
+            "is trained already",
+            "leave transfer out",
+        )
     if run.match_pretrain_draws:
         raise UsageError(
             f"match_pretrain_draws makes stage 1 longer, but stage1: {run.stage1} is trained already",

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.engine.schedule import resolve_milestones
 from pipeline.errors import SettingsError
 from pipeline.finetune.method import Method, SecondStage
 from pipeline.settings import setting
 
 Value = bool | int | float | str | tuple[float, ...] | tuple[str, ...] | None
+Transfer = Literal["all", "backbone", "neck", "rpn", "roi"]
 Sampler = Literal["method", "random", "rfs", "irfs", "drb"]
 
 
@@ -20,6 +22,11 @@ class FinetuneRun:
         "pretrain",
         "`pretrain`: the pretrain stage's detector; `backbone`: what pre-training itself started from; "
         "`none`; or a file",
+    )
+    transfer: tuple[Transfer, ...] = setting(
+        ("all",),
+        "which modules start from `init`, the others anew; paper: pre-training is of all components, so all; "
+        "or some of backbone, neck, rpn, roi (of ATSS, roi is its dense head)",
     )
     stage1: str = setting(
         "train",
@@ -49,6 +56,13 @@ class FinetuneRun:
         False, "a control: as many images drawn as pre-training and this fine-tuning together"
     )
 
+    def __post_init__(self) -> None:
+        if not self.transfer or ("all" in self.transfer and len(self.transfer) > 1):
+            raise SettingsError(
+                f"transfer must be all, or name some modules, but it is {list(self.transfer)}",
+                "init: none starts everything anew",
+            )
+
 
 @dataclass(frozen=True)
 class SecondStageSettings:
@@ -71,7 +85,12 @@ class FinetuneSettings:
     """Shared by all runs.  Defaults are the paper's 1x schedule (Sec. 4.1, A.1)."""
 
     epochs: int = setting(12, "paper, Sec. 4.1: 1x", low=1)
-    milestones: tuple[int, ...] = setting((8, 11), "paper, Sec. 4.1", low=1)
+    milestones: tuple[int, ...] | Literal["auto"] = setting(
+        "auto",
+        "paper, Sec. 4.1: the rate drops by ten after epochs 8 and 11 of 12; auto: also 4, 5 of 6; 16, 22 of "
+        "24; 28, 34 of 36; 40, 46 of 48; else 2/3 and 11/12",
+        low=1,
+    )
     method_schedule: Literal["paper", "method"] = setting(
         "paper",
         "paper (A.1): the epochs and milestones above for every method, and for the first stage of two; "
@@ -79,6 +98,13 @@ class FinetuneSettings:
     )
     second_stage: SecondStageSettings = setting(SecondStageSettings)
     batch_size: int = setting(16, "paper, Sec. 4.1: global, over all processes", low=1)
+    accumulate: int = setting(
+        1,
+        "parts that a process's share of the batch is computed in, one after another, where it does not fit; "
+        "the gradients are those of the whole but for statistics, which are of a part: "
+        "normalisers of the detector's losses, running counts of a method",
+        low=1,
+    )
     lr: float = setting(0.02, "paper, Sec. 4.1: for the global batch", low=0)
     sgd_momentum: float = setting(0.9, "MMDetection", low=0, high=1)
     weight_decay: float | Literal["method"] = setting(
@@ -122,7 +148,8 @@ def first_recipe(method: Method, settings: FinetuneSettings) -> Recipe:
     """Of a method with one stage, and of the first one of two."""
     if settings.method_schedule == "method":
         return Recipe(method.epochs, method.milestones, settings.lr)
-    return Recipe(settings.epochs, settings.milestones, settings.lr)
+    milestones = resolve_milestones(settings.milestones, settings.epochs)
+    return Recipe(settings.epochs, milestones, settings.lr)
 
 
 def second_recipe(stage: SecondStage, settings: SecondStageSettings) -> Recipe:

@@ -26,6 +26,13 @@ from pipeline.finetune.plan import FinetuneJob as FinetuneJob
 from pipeline.finetune.plan import FinetunePlan as FinetunePlan
 from pipeline.stats.schemes import alpha_schedule
 
+# names of `finetune.runs.NAME.transfer` -> modules of the detectors
+TRANSFERRED = {
+    "backbone": ("backbone",),
+    "neck": ("neck",),
+    "rpn": ("rpn_head",),
+    "roi": ("roi_head", "bbox_head"),
+}
 OWN_LOSSES, OWN_HEADS = losses.__name__, heads.__name__
 
 
@@ -74,7 +81,7 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     detector = build_untrained(plan)
     if plan.second_stage is not None:
         return detector, _load_first(plan, detector, plan.second_stage.trains)
-    drop = _running_state(detector)
+    drop = _running_state(detector) | _not_transferred(plan.job.run.transfer)
     if plan.method.roi_head is not None:
         drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
     path = Path(plan.job.init) if plan.job.init else None
@@ -88,6 +95,16 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
         allow_partial=plan.job.finetune.allow_partial,
     )
     return detector, report
+
+
+def _not_transferred(transfer: Sequence[str]) -> dict[str, str]:
+    """Modules that a run starts anew whatever its initial weights have, with the reason for the report."""
+    if "all" in transfer:
+        return {}
+    why = f"transfer: {', '.join(transfer)}"
+    return {
+        module: why for name, modules in TRANSFERRED.items() for module in modules if name not in transfer
+    }
 
 
 def _load_first(plan: FinetunePlan, detector: nn.Module, trains: Sequence[str]) -> LoadReport:
@@ -120,7 +137,7 @@ def _running_state(detector: nn.Module) -> dict[str, str]:
 def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Iterable[Hook]) -> Trainer:
     """The whole run, ready to train."""
     job, settings = plan.job, plan.job.finetune
-    share_of(settings.batch_size, process.world)
+    share_of(settings.batch_size, process.world, settings.accumulate)
     with_mask = job.detector.type == "mask-rcnn"
     detector, _ = build_detector(plan)
     bf16 = settings.precision == "bf16"
@@ -152,6 +169,7 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
         source,
         images_per_step=settings.batch_size,
         process=process,
+        accumulate=settings.accumulate,
         clip_norm=plan.method.grad_clip if settings.clip_norm == "method" else settings.clip_norm,
         hooks=[*hooks, LossEpoch(), *_fill(detector, dataset)],
         describe=_describe(plan),

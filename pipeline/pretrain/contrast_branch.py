@@ -28,11 +28,19 @@ class Keys:
 
 
 class Contrast(nn.Module):
-    """Projector, predictor, their momentum copy and the queue of one of the two contrasts."""
+    """Projector, predictor, their momentum copy and the queue of one of the two contrasts.
 
-    def __init__(self, width_in: int, queue: int, settings: ContrastSettings) -> None:
+    Args:
+        width_in: of the features.
+        queue: number of keys.
+        settings: of the contrasts.
+        accumulate: losses that one optimizer step takes, each of a part of the batch.
+    """
+
+    def __init__(self, width_in: int, queue: int, settings: ContrastSettings, accumulate: int = 1) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.accumulate = settings, accumulate
+        self._pending: list[Keys] = []  # of the step's parts
         hidden, width = settings.hidden, settings.width
         self.projector = ProjectionMLP(width_in, hidden, width)
         self.predictor = ProjectionMLP(width, hidden, width) if settings.predictor else None
@@ -58,18 +66,24 @@ class Contrast(nn.Module):
             self.key_projector.track(rows, valid)
         return keys
 
-    def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> tuple[Tensor, Keys]:
-        """Mean over the valid queries of all processes, times the number of processes (DDP divides by it)."""
+    def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> Tensor:
+        """Mean over the valid queries of all processes, times the number of processes (DDP divides by it).
+
+        The keys wait for `after_step`: a key is never its own negative.
+        """
         excluded = self.queue.excluded(image_ids, self.settings.mask_same_image)
         losses = info_nce(query, key, self.queue.keys, excluded, self.settings.temperature)
         count = sum_over_processes(valid.sum().to(losses.dtype)).clamp(min=1)
-        mean = (losses * valid).sum() * world_size() / count
-        return mean, Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
+        keys = Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
+        self._pending = [*self._pending, keys][-self.accumulate :]
+        return (losses * valid).sum() * world_size() / count
 
-    def after_step(self, keys: Keys) -> None:
+    def after_step(self) -> None:
         """Move the momentum projector and enqueue this step's keys."""
         average_parameters(self.key_projector, self.projector, self.settings.momentum)
-        self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
+        for keys in self._pending:
+            self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
+        self._pending = []
 
     def train(self, mode: bool = True) -> "Contrast":
         """The momentum projector stays in eval mode."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.pretrain.contrast import at_least_float32
-from pipeline.pretrain.contrast_branch import Contrast, Keys
+from pipeline.pretrain.contrast_branch import Contrast
 from pipeline.pretrain.momentum import momentum_copy, momentum_update
 from pipeline.pretrain.objective import total_loss
 from pipeline.pretrain.reconstruction import (
@@ -72,10 +72,17 @@ class TwoDRCL(nn.Module):
         # what an ablation leaves out is not built or frozen: no parameter may wait for a gradient in vain
         _freeze_unreached(detector, terms)
         self.key_encoder = momentum_copy(detector.encoder) if {"hcl", "lcl"} & set(terms) else None
-        self.holistic = Contrast(detector.c5_width, queues[0], settings.contrast) if "hcl" in terms else None
-        self.local = Contrast(detector.box_width, queues[1], settings.contrast) if "lcl" in terms else None
+        self.holistic = (
+            Contrast(detector.c5_width, queues[0], settings.contrast, settings.accumulate)
+            if "hcl" in terms
+            else None
+        )
+        self.local = (
+            Contrast(detector.box_width, queues[1], settings.contrast, settings.accumulate)
+            if "lcl" in terms
+            else None
+        )
         self.generator = Generator(detector.c5_width) if {"ar", "sr"} & set(terms) else None
-        self._keys: list[tuple[Contrast, Keys]] = []
 
     def forward(self, samples: Sequence[PretrainSample]) -> dict[str, Tensor]:
         """Losses of this process's share of the batch: `loss` (eq. 8) and each term by its paper name."""
@@ -102,8 +109,7 @@ class TwoDRCL(nn.Module):
     def _contrasts(
         self, batch: PretrainBatch, levels: Sequence[Tensor], pyramid: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Eq. 1 and eq. 2; remembers the keys for `after_step`."""
-        self._keys = []
+        """Eq. 1 and eq. 2."""
         terms: dict[str, Tensor] = {}
         if self.key_encoder is None:
             return terms
@@ -114,16 +120,14 @@ class TwoDRCL(nn.Module):
             query = self.holistic.query(pooled(levels[-1], batch.query_wh), valid)
             with torch.no_grad():
                 key = self.holistic.key(pooled(key_levels[-1], batch.key_wh), valid)
-            terms["hcl"], keys = self.holistic.loss(query, key, batch.image_ids, valid)
-            self._keys.append((self.holistic, keys))
+            terms["hcl"] = self.holistic.loss(query, key, batch.image_ids, valid)
         if self.local is not None:
-            terms["lcl"], keys = self._local_contrast(self.local, batch, pyramid, key_levels)
-            self._keys.append((self.local, keys))
+            terms["lcl"] = self._local_contrast(self.local, batch, pyramid, key_levels)
         return terms
 
     def _local_contrast(
         self, local: Contrast, batch: PretrainBatch, pyramid: Sequence[Tensor], key_levels: Sequence[Tensor]
-    ) -> tuple[Tensor, Keys]:
+    ) -> Tensor:
         valid = batch.valid.flatten()  # (B, M) -> (B M,)
         image_ids = batch.image_ids.repeat_interleave(batch.valid.shape[1])
         query = local.query(self.detector.encoder.box_features(pyramid, batch.query_boxes), valid)
@@ -162,9 +166,9 @@ class TwoDRCL(nn.Module):
         """After the optimizer: momentum encoder, then queues (a key is never its own negative)."""
         if self.key_encoder is not None:
             momentum_update(self.key_encoder, self.detector.encoder, self.settings.contrast.momentum)
-        for contrast, keys in self._keys:
-            contrast.after_step(keys)
-        self._keys = []
+        for contrast in (self.holistic, self.local):
+            if contrast is not None:
+                contrast.after_step()
 
     def train(self, mode: bool = True) -> "TwoDRCL":
         """The momentum encoder stays in eval mode."""

@@ -90,10 +90,20 @@ class PretrainSettings:
         False, "paper: L_det is 'the loss of object detection'; true adds Mask R-CNN's mask loss"
     )
     epochs: int = setting(12, "paper, Sec. 4.1: 1x", low=1)
-    milestones: tuple[int, ...] = setting(
-        (8, 11), "paper, Sec. 4.1: the rate drops by ten after these epochs", low=1
+    milestones: tuple[int, ...] | Literal["auto"] = setting(
+        "auto",
+        "paper, Sec. 4.1: the rate drops by ten after epochs 8 and 11 of 12; auto: also 4, 5 of 6; 16, 22 of "
+        "24; 28, 34 of 36; 40, 46 of 48; else 2/3 and 11/12",
+        low=1,
     )
     batch_size: int = setting(16, "paper, Sec. 4.1: global, over all processes", low=1)
+    accumulate: int = setting(
+        1,
+        "parts that a process's share of the batch is computed in, one after another, where it does not fit; "
+        "the gradients are those of the whole but for statistics, which are of a part: "
+        "batch norm of the projectors, normalisers of L_det and LCL",
+        low=1,
+    )
     lr: float = setting(0.02, "paper, Sec. 4.1: for the global batch", low=0)
     sgd_momentum: float = setting(0.9, "MMDetection", low=0, high=1)
     weight_decay: float = setting(1e-4, "MMDetection", low=0)

@@ -1,155 +1,33 @@
 """From settings and files to a running pre-training, and from its last checkpoint to a detector."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.loading import BatchSource
-from pipeline.detectors.atss import rate_warnings
 from pipeline.detectors.box_head import training_config
-from pipeline.detectors.build import build_model, model_config
+from pipeline.detectors.build import build_model
 from pipeline.detectors.one_stage import RoIBranch, in_parts
 from pipeline.detectors.publish import publish_detector
-from pipeline.detectors.settings import DetectorSettings
 from pipeline.detectors.weights import LoadReport, clone_state, load_initial
 from pipeline.engine.determinism import seeded
 from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
-from pipeline.engine.schedule import Schedule
 from pipeline.errors import UsageError
 from pipeline.pretrain.model import TwoDRCL
-from pipeline.pretrain.settings import PretrainSettings, resolve_queue
+from pipeline.pretrain.plan import PretrainJob as PretrainJob
+from pipeline.pretrain.plan import PretrainPlan as PretrainPlan
 from pipeline.pretrain.views import PretrainDataset, to_batch
 from pipeline.proposals.store import ProposalStore
-from pipeline.settings import setting
-from pipeline.stats.frequencies import categories_of_images
-from pipeline.stats.sampler import EpochSampler, build_sampler
 from pipeline.stats.schemes import alpha_schedule
-from pipeline.stats.settings import StatsSettings
-from pipeline.stats.tables import read_categories
 
 LEFT_BEHIND = "the RoI branch that pre-training gave LCL"
 DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector has the parts, its detector is mmdet's
-
-
-@dataclass(frozen=True)
-class PretrainJob:
-    """All that decides a pre-training run; plain data, so that it can travel to other processes."""
-
-    annotations: Path = setting(why="json of the training split")
-    images: Path = setting(why="its image folder")
-    proposals: Path = setting(why="folder of the proposals stage")
-    stats: Path = setting(why="folder of the stats stage")
-    work: Path = setting(why="scratch folder of this run")
-    seed: int = setting(why="of every draw")
-    detector: DetectorSettings = setting(DetectorSettings)
-    pretrain: PretrainSettings = setting(PretrainSettings)
-    sampling: StatsSettings = setting(StatsSettings)
-    init: str | None = setting(None, "initial weights")
-    allow_partial: tuple[str, ...] = setting((), "parts the initial weights may lack")
-
-
-class PretrainPlan:
-    """What follows from a job without building a network."""
-
-    def __init__(self, job: PretrainJob) -> None:
-        self.job = job
-
-    @cached_property
-    def annotations(self) -> Annotations:
-        """The training split."""
-        return read_annotations(self.job.annotations)
-
-    @cached_property
-    def sampler(self) -> EpochSampler:
-        """Which images every epoch draws (eq. 4 for `drb`)."""
-        settings = self.job.pretrain
-        frequencies = read_categories(self.job.stats / "categories.parquet")
-        sizes = self.annotations.sizes_wh
-        return build_sampler(
-            settings.sampler,
-            frequencies,
-            categories_of_images(self.annotations),
-            settings.epochs,
-            self.job.sampling,
-            settings.batch_size,
-            self.job.seed,
-            is_portrait=sizes[:, 1] > sizes[:, 0],
-        )
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """Learning rate over the growing epochs."""
-        settings = self.job.pretrain
-        return Schedule(
-            tuple(int(n) for n in self.sampler.lengths()),
-            settings.milestones,
-            settings.lr,
-            settings.warmup_steps,
-        )
-
-    @property
-    def images_drawn(self) -> int:
-        """Draws of the whole run: what a fair comparison must equal."""
-        return self.schedule.total * self.job.pretrain.batch_size
-
-    @cached_property
-    def queues(self) -> tuple[int, int]:
-        """Lengths of the holistic and the local queue."""
-        contrast = self.job.pretrain.contrast
-        per_epoch = self.images_drawn // self.job.pretrain.epochs
-        return resolve_queue(contrast.queue, per_epoch), resolve_queue(
-            contrast.local_queue, per_epoch * contrast.boxes
-        )
-
-    def warnings(self) -> list[str]:
-        """Settings that leave part of the method without effect on this data."""
-        found = rate_warnings(self.job.detector, self.job.pretrain.lr, self.job.pretrain.batch_size)
-        if self.job.pretrain.sampler != "random" and self.sampler.all_ones:
-            found.append("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
-        boxes = self.job.pretrain.contrast.boxes
-        for name, size, keys in zip(
-            ("contrast.queue", "contrast.local_queue"),
-            self.queues,
-            (self.images_drawn, self.images_drawn * boxes),
-            strict=True,
-        ):
-            if keys < size:
-                found.append(
-                    f"{name} holds {size} keys, but the run makes {keys}: it never fills; set it to auto"
-                )
-        if self.job.init is None and self.job.detector.norm == "frozen-bn":
-            found.append(
-                "no initial weights, and batch norm is frozen at its empty statistics: "
-                "give --init, or set detector.norm: gn"
-            )
-        return found
-
-    @property
-    def has_roi_branch(self) -> bool:
-        """Whether LCL needs box layers that the detector does not have."""
-        return self.job.detector.type == "atss" and "lcl" in self.job.pretrain.terms
-
-    def remarks(self) -> list[str]:
-        """What to know of the detector."""
-        if not self.has_roi_branch:
-            return []
-        width = self.job.detector.fc_channels
-        return [
-            f"atss has no box layers: LCL trains a RoI branch of its own ({width}, {width}), "
-            "which stays behind; backbone, neck and bbox_head are published"
-        ]
-
-    def model_config(self) -> dict[str, Any]:
-        """MMDetection's config of the detector."""
-        return model_config(self.job.detector, len(self.annotations.category_ids))
 
 
 def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
@@ -214,7 +92,7 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         InputError and its children: something is wrong with the inputs.
     """
     job, settings = plan.job, plan.job.pretrain
-    share_of(settings.batch_size, process.world)
+    share_of(settings.batch_size, process.world, settings.accumulate)
     model = build_step(plan, process.device)
     alpha = alpha_schedule(settings.epochs, job.sampling)
     return Trainer(
@@ -224,6 +102,7 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         batch_source(plan, process, workers),
         images_per_step=settings.batch_size,
         process=process,
+        accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
         hooks=hooks,
         describe=lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])},
