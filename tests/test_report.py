@@ -156,14 +156,23 @@ def test_what_is_damaged_is_named_and_stops_nothing(project, path, damage):
     assert content["runs"][1]["metrics"]["bbox_AP"] is not None
 
 
-def test_intervals_reach_the_page_and_the_verdict(project):
-    for run, middle in (("ecm", 60), ("ecm-control", 20)):
-        path = project / f"artifacts/evaluate/{run}/intervals.json"
-        path.write_text(json.dumps({"bbox_APr": [middle - 5, middle + 5], "bbox_AP": ["x", 1]}))
+def test_resamples_of_the_images_reach_the_page_and_the_verdict(project, cli):
+    for run in report_tree.RUNS:
+        found = ("--predictions", f"{run}.json", "--run", run, "--out", f"artifacts/evaluate/{run}")
+        assert cli("evaluate", *found, "--bootstrap", 200).code == 0
     content = collected()
-    assert content["runs"][0]["intervals"] == {"bbox_APr": [55.0, 65.0]}
-    assert content["verdict"]["comparisons"][0]["apart"] is True
+    ours, control = content["runs"][0], content["runs"][2]
+    low, high = ours["intervals"]["bbox_APr"]
+    assert low <= ours["metrics"]["bbox_APr"] <= high
+    first = content["verdict"]["comparisons"][0]
+    assert first["interval"][0] <= ours["metrics"]["bbox_APr"] - control["metrics"]["bbox_APr"]
+    assert 0 < first["image_p"] < 0.05 and first["is_significant"]
     assert content["verdict"]["headline"].startswith("Yes: rare categories gain")
+    assert "On resampled images" in content["verdict"]["sentences"][0]
+    (project / "artifacts/evaluate/ecm/figures/bootstrap.csv").write_text("bbox_APr\nmuch\n")
+    broken = collected()
+    assert broken["verdict"]["comparisons"][0]["image_p"] is None
+    assert any("same resamples" in gap["what"] for gap in broken["gaps"])
 
 
 def test_runs_evaluated_on_different_annotations_are_said_to_be(project):

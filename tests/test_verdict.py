@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.evaluation.intervals import Difference
 from pipeline.evaluation.report.curves import Curves
 from pipeline.evaluation.report.runs import Run
 from pipeline.evaluation.report.verdict import compare, sign_flip_p, verdict
@@ -30,7 +31,7 @@ EMPTY = Run(
 )
 
 
-def run(name, ap, *, before=0, drawn=100, low_high=None, **changes):
+def run(name, ap, *, before=0, drawn=100, **changes):
     """A run whose rare categories all have about `ap`."""
     made = replace(
         EMPTY,
@@ -38,7 +39,6 @@ def run(name, ap, *, before=0, drawn=100, low_high=None, **changes):
         drawn=drawn,
         drawn_before=before,
         metrics={"bbox_AP": ap + 10, "bbox_APr": ap},
-        intervals={"bbox_APr": low_high} if low_high else {},
         categories={i: {"bbox_AP": ap + 0.01 * i * (len(name) % 3)} for i in RARE},
     )
     return replace(made, **changes)
@@ -79,19 +79,28 @@ def test_the_control_comes_first_and_decides():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "start", "significant"),
+    ("ours", "theirs", "image_p", "headline", "significant"),
     [
-        ((20, (18, 22)), (10, (8, 12)), "Yes: rare categories gain 10.0 AP", True),
-        ((20, None), (10, None), "Yes: ", True),  # eight categories of eight: p = 2 / 256
-        ((10, (8, 12)), (20, (18, 22)), "No: rare categories lose 10.0 AP", True),
-        ((10, None), (10.04, None), "No change", True),
+        (20, 10, 0.01, "Yes: rare categories gain 10.0 AP.", True),
+        (20, 10, None, "Yes: rare categories gain 10.0 AP.", True),  # eight categories of eight: p = 2 / 256
+        (20, 10, 0.2, "Perhaps: rare categories gain 10.0 AP, which may be chance.", False),
+        (10, 20, 0.01, "No: rare categories lose 10.0 AP.", True),
+        (10, 20, 0.2, "Not here: rare categories lose 10.0 AP, which may be chance.", False),
+        (10, 10.04, 0.9, "No change: rare categories stay where they were.", False),
     ],
 )
-def test_headlines(ours, theirs, start, significant):
-    runs = [run("a", ours[0], before=50, low_high=ours[1]), run("b", theirs[0], low_high=theirs[1])]
-    judged = verdict(runs, RARE)
-    assert judged.headline.startswith(start)
-    assert judged.comparisons[0].is_significant is significant
+def test_headlines(ours, theirs, image_p, headline, significant):
+    runs = [run("a", ours, before=50), run("b", theirs)]
+    asked = []
+
+    def paired(main, other, metric):
+        asked.append((main.name, other.name, metric))
+        return Difference(ours - theirs, None if image_p is None else (-1.0, 2.0), image_p)
+
+    judged = verdict(runs, RARE, paired)
+    assert judged.headline == headline and judged.comparisons[0].is_significant is significant
+    assert asked == [("a", "b", "bbox_APr")]
+    assert ("between \N{MINUS SIGN}1.0 and +2.0" in judged.sentences[0]) is (image_p is not None)
 
 
 def test_what_may_be_chance_and_what_nobody_tested_is_said():
@@ -101,9 +110,6 @@ def test_what_may_be_chance_and_what_nobody_tested_is_said():
     judged = verdict([replace(ours, categories={}), theirs], RARE)
     assert judged.headline == "Perhaps: rare categories gain 5.0 AP, and nobody tested it for chance."
     assert judged.comparisons[0].is_significant is None
-    wide = replace(ours, categories={}, intervals={"bbox_APr": (10, 30)})
-    also = replace(theirs, intervals={"bbox_APr": (9, 21)})
-    assert verdict([wide, also], RARE).comparisons[0].is_significant is False
 
 
 def test_runs_on_other_annotations_are_named_and_not_compared():

@@ -90,6 +90,8 @@ def _stage(reader: Reader, stage: str, run: str, folder: str) -> Stage:
     if not made:
         return Stage(stage, run, made=False)
     timing = reader.mapping(f"{folder}/timing.json", f"timing of {stage} {run}", "", optional=True)
+    if (first := number(timing.get("stage1_train_seconds"))) is not None:
+        timing["train_seconds"] = (number(timing.get("train_seconds")) or 0.0) + first
     facts = [(key, _show(made[key])) for key in FACTS if key in made]
     return Stage(
         stage,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
-from pipeline.errors import MissingInput
+from pipeline.errors import MissingInput, TwoDRCLError
+from pipeline.evaluation.intervals import SAMPLES, Difference, paired
 from pipeline.evaluation.report.chain import Stage, folders, mixed, read_chain
 from pipeline.evaluation.report.curves import Curves, curves
 from pipeline.evaluation.report.dataset import Categories, read_dataset, scored_categories
@@ -23,6 +24,7 @@ PRODUCTS = {
         "manifest.json",
         "metrics.json",
         "intervals.json",
+        "figures/bootstrap.csv",
         "predictions.json",
         "figures/per_category.csv",
     ),
@@ -96,7 +98,7 @@ def collect(sources: Sources) -> Report:
     before = reader.lines("pretrain/default/history.jsonl", "history of pre-training", todo)
     runs = [read_run(reader, name) for name in sources.runs]
     rare = [i for i, letter in zip(categories.ids, categories.frequency, strict=True) if letter == "r"]
-    judged = verdict(runs, rare)
+    judged = verdict(runs, rare, lambda run, other, metric: _paired(reader, run, other, metric))
     order = _order(categories, runs, judged.main)
     evaluated = [run.name for run in runs if run.metrics]
     pictures = read_pictures(reader, sources.val, evaluated, order)
@@ -117,6 +119,20 @@ def collect(sources: Sources) -> Report:
         beyond,
         _once(reader.gaps),
     )
+
+
+def _paired(reader: Reader, run: Run, other: Run, metric: str) -> Difference:
+    """run - other on the same resamples of the images."""
+    first, second = (reader.root / "evaluate" / one.name for one in (other, run))
+    if not all((folder / SAMPLES).exists() for folder in (first, second)):
+        return Difference(None, None, None)
+    try:
+        return paired(first, second, [other.metrics, run.metrics])[metric]
+    except (TwoDRCLError, KeyError, TypeError, AttributeError) as problem:
+        reader.note(
+            f"{run.name} and {other.name} on the same resamples", str(problem), "2drcl evaluate --fresh"
+        )
+        return Difference(None, None, None)
 
 
 def _order(categories: Categories, runs: Sequence[Run], main: str | None) -> list[int]:

@@ -26,7 +26,7 @@ KNOWN = {
         "Rare, common and frequent instances an epoch draws, by scheme.",
     ),
     "attention": ("Attention", "Class activation on images of tail categories, a column per checkpoint."),
-    "detections": ("Before and after", "Images where two runs differ most, with found and missed boxes."),
+    "differences": ("Before and after", "Images where two runs differ most, with found and missed boxes."),
     "tide": ("What each error costs", "AP that would be gained if one type of error were mended."),
 }
 FIXED = (

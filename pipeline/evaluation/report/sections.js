@@ -207,7 +207,7 @@ function panels(found) {
 function drawFigures() {
   const part = section("figures", "Attention and other figures", "As the stages drew them; the filter does not change them.");
   if (!DATA.figures.some((figure) => figure.name.startsWith("attention"))) part.append(absent("attention maps of these runs; 2drcl analyze draws them from detectors."));
-  part.append(h("div", { class: "gallery" }, DATA.figures.map((figure) => h("figure", {}, h("figcaption", {}, h("strong", {}, figure.title), figure.run && `, ${figure.run}`), h("img", { src: figure.picture.src, width: figure.picture.width, height: figure.picture.height, alt: figure.run ? `${figure.alt} Run ${figure.run}.` : figure.alt, decoding: "async" })))));
+  part.append(h("div", { class: "gallery" }, DATA.figures.map((figure) => h("figure", {}, h("figcaption", {}, h("strong", {}, figure.title), figure.run && `, ${figure.run}`), h("img", { src: figure.picture.src, width: figure.picture.width, height: figure.picture.height, alt: figure.run ? `${figure.alt} Run ${figure.run}.` : figure.alt })))));
 }
 
 const PURPOSE = { sample: "Renders a small long-tailed data set.", proposals: "Finds boxes of objects, whatever their category.", stats: "Counts images and instances of each category, and derives repeat factors.", pretrain: "Trains the whole detector with contrast, reconstruction and rebalancing.", finetune: "Trains the detector on its task, with a long-tailed method.", evaluate: "Scores its detections.", analyze: "Sorts its errors into types." };

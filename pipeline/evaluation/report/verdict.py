@@ -3,18 +3,20 @@
 A run with pre-training is set against runs with the same method without it: first the control, which was
 fine-tuned for as many images as pre-training and fine-tuning drew together, then the same fine-tuning alone.
 
-Whether a difference can be chance is asked twice.  Of images: do the 95 % intervals (intervals.json) lie
-apart?  That is stricter than a paired test: intervals that overlap leave the question open.  Of categories:
-if pre-training made no difference, each category's difference could as well have had the other sign; the
-share of all sign patterns whose mean is at least as far from 0 is p (Fisher's randomisation test, two-sided).
-With five rare categories it cannot fall below 2 / 2^5 = 0.06.
+Whether a difference can be chance is asked of the images where both runs were resampled
+(`evaluate.bootstrap`): the 95 % interval and p of the difference on the same resamples.  Beside it, and alone
+where nobody resampled, it is asked of the categories: if pre-training made no difference, each category's
+difference could as well have had the other sign; the share of all sign patterns whose mean is at least as far
+from 0 is p (Fisher's randomisation test, two-sided).  With five rare categories it cannot fall below
+2 / 2^5 = 0.06.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.evaluation.intervals import Difference
 from pipeline.evaluation.report.runs import Run
 
 TAIL = {
@@ -32,8 +34,9 @@ NO_DIFFERENCE = 0.05  # AP points: what two decimals hide
 class Comparison:
     """One run against another, in the tail.
 
-    is_equal: both drew the same number of images.  apart: their intervals do not overlap; None: no intervals.
-    p: of the test over categories; None: fewer than two categories.  better, worse: categories.
+    is_equal: both drew the same number of images.  interval, image_p: of the difference on the same resamples
+    of the images, percent points; None: not resampled.  p: of the test over categories; None: fewer than two.
+    better, worse: categories.
     """
 
     run: str
@@ -42,7 +45,8 @@ class Comparison:
     metric: str
     value: float
     other: float
-    apart: bool | None
+    interval: tuple[float, float] | None
+    image_p: float | None
     p: float | None
     better: int
     worse: int
@@ -53,9 +57,9 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool | None:
-        """None: neither question could be asked."""
-        answers = [a for a in (self.apart, None if self.p is None else self.p <= LEVEL) if a is not None]
-        return any(answers) if answers else None
+        """By the images where they were resampled, else by the categories; None: nobody could ask."""
+        p = self.p if self.image_p is None else self.image_p
+        return None if p is None else p <= LEVEL
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,21 @@ class Verdict:
     main: str | None
 
 
-def verdict(runs: Sequence[Run], tail_ids: Sequence[int]) -> Verdict:
+Paired = Callable[[Run, Run, str], Difference]
+
+
+def not_resampled(run: Run, other: Run, metric: str) -> Difference:
+    """What is known without resamples."""
+    return Difference(None, None, None)
+
+
+def verdict(runs: Sequence[Run], tail_ids: Sequence[int], paired: Paired = not_resampled) -> Verdict:
     """Judge the runs.
 
     Args:
         runs: in the order of params.yaml.
         tail_ids: ids of the rare categories; empty: all categories count.
+        paired: (run, other, metric) -> their difference on the same resamples.
     """
     scored = [run for run in runs if any(value is not None for value in run.metrics.values())]
     if not scored:
@@ -83,7 +96,7 @@ def verdict(runs: Sequence[Run], tail_ids: Sequence[int]) -> Verdict:
     same = [run for run in partners if run.method == main.method] or partners
     foreign = [run.name for run in same if run.annotations != main.annotations]
     found = [
-        compare(main, run, tail_ids)
+        compare(main, run, tail_ids, paired)
         for run in same
         if run.name not in foreign and (metric_of(main, run) is not None)
     ]
@@ -101,7 +114,7 @@ def metric_of(main: Run, other: Run) -> str | None:
     return next(both, None)
 
 
-def compare(main: Run, other: Run, tail_ids: Sequence[int]) -> Comparison:
+def compare(main: Run, other: Run, tail_ids: Sequence[int], paired: Paired = not_resampled) -> Comparison:
     """Two runs that share a tail metric."""
     metric = metric_of(main, other)
     assert metric is not None
@@ -115,6 +128,7 @@ def compare(main: Run, other: Run, tail_ids: Sequence[int]) -> Comparison:
         if (a := main.categories[number].get("bbox_AP")) is not None
         if (b := other.categories.get(number, {}).get("bbox_AP")) is not None
     ]
+    on_images = paired(main, other, metric)
     return Comparison(
         run=main.name,
         against=other.name,
@@ -122,7 +136,8 @@ def compare(main: Run, other: Run, tail_ids: Sequence[int]) -> Comparison:
         metric=metric,
         value=value,
         other=base,
-        apart=_apart(main.intervals.get(metric), other.intervals.get(metric)),
+        interval=on_images.interval,
+        image_p=on_images.p,
         p=sign_flip_p(differences) if metric != "bbox_AP1" else None,
         better=sum(d > 0 for d in differences),
         worse=sum(d < 0 for d in differences),
@@ -148,12 +163,6 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     return float((sums >= abs(values.sum()) * (1 - 1e-12)).mean())
 
 
-def _apart(a: tuple[float, float] | None, b: tuple[float, float] | None) -> bool | None:
-    if a is None or b is None:
-        return None
-    return a[0] > b[1] or b[0] > a[1]
-
-
 def _headline(main: Run, found: Sequence[Comparison]) -> str:
     if not found:
         return f"One side only: nothing to compare {main.name} with."
@@ -175,14 +184,19 @@ def _sentence(c: Comparison) -> str:
     cost = "equal images drawn" if c.is_equal else "another number of images drawn"
     name = c.metric.removeprefix("bbox_")
     text = f"{c.run} against {c.against} ({cost}): {name} {c.value:.1f} against {c.other:.1f}, "
-    text += f"a difference of {c.difference:+.1f}".replace("-", "\N{MINUS SIGN}") + "."
+    text += f"a difference of {_signed(c.difference)}."
+    if c.interval is not None and c.image_p is not None:
+        low, high = (_signed(end) for end in c.interval)
+        text += f" On resampled images it lies between {low} and {high} (95 %), p {_p(c.image_p)}."
     if c.better or c.worse:
         text += f" {c.better} categories better, {c.worse} worse"
-        text += "." if c.p is None else f"; randomisation test over categories: p = {_p(c.p)}."
-    if c.apart is None:
-        return text
-    return text + (" The 95 % intervals lie apart." if c.apart else " The 95 % intervals overlap.")
+        text += "." if c.p is None else f"; by a randomisation test over categories, p {_p(c.p)}."
+    return text
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
