@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.settings import Split
-from pipeline.errors import MismatchedInput, UsageError
+from pipeline.errors import MismatchedInput, SettingsError, UsageError
 from pipeline.evaluation.analysis_settings import AnalyzeSettings
 from pipeline.evaluation.error_types import error_types
 from pipeline.evaluation.figures import error_bars, error_pies
@@ -84,8 +84,17 @@ def run_of_params(order: Order, split: Split, name: str, stats: Path | None = No
     """Analyse the products of a run of params.yaml, with those of `analyze.baseline` beside them.
 
     Weights or training statistics that are not there are left out.
+
+    Raises:
+        SettingsError: the baseline is no run, and nothing of that name was evaluated.
     """
     baseline = order.params.section("analyze").baseline
+    runs = order.params.section("finetune").runs
+    if baseline is not None and baseline not in runs and not default_out("evaluate", baseline).exists():
+        raise SettingsError(
+            f"analyze.baseline is {baseline!r}, which is no run of finetune.runs",
+            f"name one of {', '.join(runs)}, or null",
+        )
     names = [name] if baseline in (None, name) else [baseline, name]
     weights = {n: default_out("finetune", n) / "detector.pth" for n in names}
     material = Material(

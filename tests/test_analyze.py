@@ -197,7 +197,7 @@ def test_a_run_of_params_stands_beside_its_baseline(
     assert set(pd.read_csv(out / "figures/weight_norms.csv")["run"]) == {"ecm"}  # plain has no weights
     write_params(project, analyze={"baseline": "absent"}, finetune=finetune)
     answer = cli("analyze", "--run", "ecm")
-    assert answer.code == 3 and "absent" in answer.err
+    assert answer.code == 2 and "analyze.baseline is 'absent'" in answer.err
 
 
 def test_names_can_be_told_apart() -> None:

@@ -11,7 +11,7 @@ from pipeline.data.annotations import Annotations
 from pipeline.detectors.attention import Attention, eigen_cam, grad_cam
 from pipeline.detectors.build import build_model
 from pipeline.detectors.classifier import classifier
-from pipeline.errors import MismatchedInput
+from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss
 
 BOX = np.array([[10, 10, 50, 40]], dtype=np.float32)
@@ -123,6 +123,8 @@ def test_one_stage_detectors_have_maps_too(atss: Any, split: Any) -> None:  # no
     assert max(m.max() for m in maps) > 0 and not np.allclose(maps[0], maps[1])
     tiny_box = np.array([[10.1, 10.1, 10.2, 10.2]], dtype=np.float32)  # between the cells: the nearest
     assert np.isfinite(look(atss, split, layer="p3").map(0, 0, tiny_box)).all()
+    with pytest.raises(UsageError, match="layer is p2, but the detector's neck begins above it"):
+        look(atss, split, layer="p2").map(0, 0, BOX)
 
 
 def test_rows_of_the_classifier(faster: Any, atss: Any) -> None:

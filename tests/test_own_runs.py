@@ -103,7 +103,8 @@ def test_predictions_of_others_are_of_unknown_make(tmp_path: Path) -> None:
 
 def test_cost_is_that_of_both_trainings(tmp_path: Path) -> None:
     folder = finetuned(tmp_path, "ecm", "pretrain", pretrained(tmp_path))
-    artifacts.write_json(folder / artifacts.TIMING, {"train_seconds": 3600, "gpu_memory_mib": 20000})
+    both = {"train_seconds": 600, "stage1_train_seconds": 3000, "gpu_memory_mib": 20000}
+    artifacts.write_json(folder / artifacts.TIMING, both)
     assert own_run(evaluated(tmp_path)).metrics["hours"] is None  # pre-training was not timed
     artifacts.write_json(
         tmp_path / "pretrain/default" / artifacts.TIMING, {"train_seconds": 1800, "gpu_memory_mib": 22000}

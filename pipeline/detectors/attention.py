@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.data.annotations import Annotations
 from pipeline.detectors.inference import View, view_of
+from pipeline.errors import UsageError
 
 BACKBONE, NECK = ("c2", "c3", "c4", "c5"), ("p2", "p3", "p4", "p5")
 
@@ -53,6 +54,7 @@ class Attention:
 
         Raises:
             MissingInput, InputError: the image is absent, damaged or of another size than annotated.
+            UsageError: the detector has no such layer.
         """
         view = view_of(self.annotations, self.images, self.test_wh, position, self.device)
         with torch.enable_grad():
@@ -96,9 +98,15 @@ def _frozen(backbone: nn.Module, batch: Tensor) -> Sequence[Tensor]:
 
 
 def _level(trunk: Sequence[Tensor], pyramid: Sequence[Tensor], layer: str) -> Tensor:
-    """A pyramid level by its stride: neither does every neck begin at P2."""
+    """A pyramid level by its stride: not every neck begins at P2."""
     wanted = trunk[NECK.index(layer)].shape[-2:]
-    return next(level for level in pyramid if level.shape[-2:] == wanted)
+    found = [level for level in pyramid if level.shape[-2:] == wanted]
+    if not found:
+        raise UsageError(
+            f"analyze.attention.layer is {layer}, but the detector's neck begins above it",
+            "name a coarser level, or one of the backbone",
+        )
+    return found[0]
 
 
 def _class_logits(model: Any, pyramid: tuple[Tensor, ...], boxes: Tensor, label: int, view: View) -> Tensor:

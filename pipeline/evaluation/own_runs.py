@@ -48,9 +48,12 @@ def training_cost(folders: Sequence[Path]) -> dict[str, float | None]:
     Hours are those of the command that ended the training: if it was stopped before, of the last part alone.
     """
     timings = [_read(f / artifacts.TIMING) if (f / artifacts.TIMING).exists() else {} for f in folders]
-    seconds, memory = (
-        [float(t[key]) for t in timings if key in t] for key in ("train_seconds", "gpu_memory_mib")
-    )
+    memory = [float(t["gpu_memory_mib"]) for t in timings if "gpu_memory_mib" in t]
+    seconds = [
+        float(t["train_seconds"]) + float(t.get("stage1_train_seconds", 0))
+        for t in timings
+        if "train_seconds" in t
+    ]
     return {
         "hours": sum(seconds) / 3600 if len(seconds) == len(folders) > 0 else None,
         "vram_gb": max(memory) / MIB_PER_GB if len(memory) == len(folders) > 0 else None,
