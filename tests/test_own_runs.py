@@ -74,6 +74,14 @@ def test_equal_epochs_and_two_stages(tmp_path: Path) -> None:
     assert own_run(evaluated(tmp_path, "loce")).setting.schedule == "24+6"
 
 
+def test_a_control_is_no_plain_schedule(tmp_path: Path) -> None:
+    folder = finetuned(tmp_path, "ecm", "backbone", "d" * 64)
+    made = json.loads((folder / artifacts.MANIFEST).read_text())
+    made["settings"]["extra_draws"] = 1624
+    artifacts.write_json(folder / artifacts.MANIFEST, made)
+    assert own_run(evaluated(tmp_path)).setting.schedule == "1x and the draws of pre-training"
+
+
 @pytest.mark.parametrize(
     ("init", "digest", "start"),
     [

@@ -104,10 +104,12 @@ def _data(evaluated: Mapping[str, Any]) -> str:
 
 
 def _schedule(finetuned: Mapping[str, Any], pretrained: Mapping[str, Any] | None) -> str:
-    """Epochs of fine-tuning; pre-training is named beside it unless it is the paper's 12."""
+    """Epochs of fine-tuning; beside them, pre-training if it is not the paper's 12, and a control's draws."""
     stages = [stage["epochs"] for stage in finetuned.get("stages", [])]
     epochs = finetuned["settings"]["finetune"]["epochs"]
     own = "+".join(map(str, stages)) if stages else SCHEDULES.get(epochs, f"{epochs} epochs")
+    if finetuned["settings"].get("extra_draws"):
+        own += " and the draws of pre-training"
     before = 12 if pretrained is None else pretrained["settings"]["pretrain"]["epochs"]
     return own if before == 12 else f"{before}+{'+'.join(map(str, stages or [epochs]))}"
 
