@@ -5,8 +5,10 @@
 Images are synthetic, their polygons have 60 corners on average as LVIS's do, and both ways resize to the same
 sizes and flip the same share.  What the masks cost is measured twice: from the annotation to what reaches the
 training process (polygons; a stack of bitmaps), and as the difference that masks make to a whole sample,
-where the image's own decoding and resizing is paid by both.  The last line is what the mask head pays later
-for the targets of 128 RoIs, on the CPU: cut from polygons, or from bitmaps, which a GPU would do faster.
+where the image's own decoding and resizing is paid by both.  `through a worker` is the wall time per image of
+a DataLoader with one worker, which also hands the samples to the training process.  The last line is what the
+mask head pays later for the targets of 128 RoIs, on the CPU: cut from polygons, or from bitmaps, which a GPU
+would do faster.
 """
 
 import argparse
@@ -21,10 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 import pipeline.detectors  # the operators come first
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.data.draws import Draw, generator
+from pipeline.data.draws import Draw, collate_as_is, generator
 from pipeline.data.single_view import SingleViewDataset
 from pipeline.data.targets import target_of
 from pipeline.data.views import draw_geometry
@@ -56,8 +59,33 @@ def main() -> None:
                     way(image)
                     if one_round:
                         seconds[name].append(time.perf_counter() - started)
+            for name in ("sample, polygons", "sample, bitmaps"):
+                elapsed = _through_a_worker(ways[name], args.images)
+                seconds.setdefault(f"worker, {name}", []).append(elapsed)
         targets = _target_ms(annotations, Path(folder))
     _print(args, {name: 1e3 * statistics.median(values) for name, values in seconds.items()}, targets)
+
+
+class _Way(Dataset[Any]):
+    """One way of loading as a dataset of all images, three times over: starting a worker shall weigh less."""
+
+    def __init__(self, way: Callable[[int], Any], images: int) -> None:
+        self.way, self.images = way, images
+
+    def __len__(self) -> int:
+        return 3 * self.images
+
+    def __getitem__(self, index: int) -> Any:
+        return self.way(index % self.images)
+
+
+def _through_a_worker(way: Callable[[int], Any], images: int) -> float:
+    """Seconds per image, from the first batch on."""
+    batches = iter(DataLoader(_Way(way, images), batch_size=2, num_workers=1, collate_fn=collate_as_is))
+    next(batches)
+    started = time.perf_counter()
+    count = sum(len(batch) for batch in batches)
+    return (time.perf_counter() - started) / count
 
 
 def _print(args: argparse.Namespace, ms: dict[str, float], targets: dict[str, float]) -> None:
@@ -66,6 +94,7 @@ def _print(args: argparse.Namespace, ms: dict[str, float], targets: dict[str, fl
     )
     rows = {
         "whole sample with masks": (ms["sample, polygons"], ms["sample, bitmaps"]),
+        "whole sample through a worker": (ms["worker, sample, polygons"], ms["worker, sample, bitmaps"]),
         "whole sample without": (ms["sample, ours"], ms["sample, mmdet"]),
         "masks alone": (ms["polygons"], ms["bitmaps"]),
         "difference of whole samples": (

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.finetune import bacl, pcb, seesaw
 from pipeline.finetune.acsl import suppression_mask
 from pipeline.finetune.bacl import kept_columns
 from pipeline.finetune.bce import binary_losses, losses_and_gradients
@@ -85,3 +86,32 @@ def test_kept_columns_equal_a_loop():
         for column in range(7):
             enough = bool(scores[row, column] >= min(float(scores[row, label]), 0.7))
             assert bool(found[row, column]) is (label == 6 or column == 6 or column == label or enough)
+
+
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [
+        (seesaw, lambda: seesaw.SeesawLoss(6)),
+        (pcb, lambda: pcb.PCBLoss(6, start_epoch=0)),
+        (bacl, lambda: bacl.FCBLLoss(6, reweight=True)),
+        (bacl, lambda: bacl.FCBLLoss(6)),
+    ],
+)
+def test_rows_of_objects_alone_give_the_numbers_of_all_rows(monkeypatch, module, make):
+    """A CPU works on the rows of objects, a GPU on all of them: here both on the CPU."""
+    found = []
+    for on_all_rows in (False, True):
+        if on_all_rows:
+            monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
+            monkeypatch.setattr(pcb, "rows_with_objects", lambda labels, num_classes: None)
+        loss = make()
+        for seed in range(3):
+            logits = 2 * random_numbers(8, loss.get_cls_channels(6), seed=seed).requires_grad_()
+            logits.retain_grad()
+            value = loss(logits, LABELS)
+            total = sum(value.values()) if isinstance(value, dict) else value
+            total.backward()
+            found.append((total.detach(), logits.grad, dict(loss.named_buffers())))
+    half = len(found) // 2
+    for first, second in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(first, second)

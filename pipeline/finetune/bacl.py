@@ -16,9 +16,16 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from pipeline.finetune.bce import losses_and_gradients
 from pipeline.finetune.eql import attach_gradients
-from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.head_contract import (
+    BoxHeadLoss,
+    CountSource,
+    reduce_rois,
+    rows_with_objects,
+    sum_over_processes,
+)
 from pipeline.finetune.pcb import sum_class_softmax
 
+LEFT_OUT = -1e30  # added to a logit: the binary loss of a no, and its gradient, are exactly 0
 CONFUSION_FLOOR = 1e-3  # Q below it counts as it; the official constant
 
 
@@ -135,13 +142,27 @@ class FCBLLoss(BoxHeadLoss):
     def _losses_and_gradients(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) and (N, C + 1)."""
         margins = confusion_margins(confusion_matrix(self.cm_numerator, self.num_gt), self.alpha)
-        shifted = margins.to(logits.dtype).index_select(0, labels)  # (C + 1, C + 1) -> (N, C + 1)
+        margins = margins.to(logits.dtype)
+        rows = rows_with_objects(labels, self.num_classes)
+        if rows is not None:
+            shifted = self._shifted_rows(logits, labels, margins, rows)
+            return losses_and_gradients(shifted, labels, out=shifted)
+        shifted = margins.index_select(0, labels)  # (C + 1, C + 1) -> (N, C + 1)
         # Rows of background keep all columns.  The state decides on the device: asking it for a bool would
         # wait for the GPU.
         choosing = labels.where(self.is_reweighting, self.num_classes)
         kept = kept_columns(logits, choosing, self.prob_thr).to(logits.dtype)
         shifted.add_(logits)
         return losses_and_gradients(shifted, labels, kept, out=shifted)
+
+    def _shifted_rows(self, logits: Tensor, labels: Tensor, margins: Tensor, rows: Tensor) -> Tensor:
+        """(N, C + 1) logits, with margins in the rows of objects; what is left out costs and pulls 0."""
+        labels = labels[rows]
+        added = margins.index_select(0, labels)  # (C + 1, C + 1) -> (objects, C + 1)
+        if self.reweight:
+            kept = kept_columns(logits.index_select(0, rows), labels, self.prob_thr)
+            added.masked_fill_(~kept, LEFT_OUT)
+        return logits.index_add(0, rows, added)  # added, so that a NaN stays one
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> None:

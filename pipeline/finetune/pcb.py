@@ -17,7 +17,13 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.finetune.eql import attach_gradients
-from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.head_contract import (
+    BoxHeadLoss,
+    CountSource,
+    reduce_rois,
+    rows_with_objects,
+    sum_over_processes,
+)
 
 
 @torch.no_grad()
@@ -30,13 +36,17 @@ def sum_class_softmax(logits: Tensor, labels: Tensor, num_classes: int) -> Tenso
     Returns:
         (C, C + 1), sums in the first C columns and counts in the last, in the dtype of `logits`.
     """
-    classes = logits.clone()
+    rows = rows_with_objects(labels, num_classes)
+    if rows is None:
+        classes = logits.clone()
+    else:
+        classes, labels = logits.index_select(0, rows), labels[rows]
     classes[:, num_classes] = -torch.inf
-    rows = classes.softmax(dim=1)
-    rows[:, num_classes] = 1  # summed, the number of RoIs
-    # Background RoIs go to a row of their own: boolean indexing would wait for the GPU.
+    shares = classes.softmax(dim=1)
+    shares[:, num_classes] = 1  # summed, the number of RoIs
+    # Where background RoIs are among them, they go to a row of their own.
     total = logits.new_zeros(num_classes + 1, num_classes + 1)
-    return total.index_add_(0, labels, rows)[:-1]  # (N, C + 1) -> (C + 1, C + 1) -> (C, C + 1)
+    return total.index_add_(0, labels, shares)[:-1]  # (N, C + 1) -> (C + 1, C + 1) -> (C, C + 1)
 
 
 @torch.no_grad()

@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.head_contract import (
+    BoxHeadLoss,
+    CountSource,
+    reduce_rois,
+    rows_with_objects,
+    sum_over_processes,
+)
 
 
 @torch.no_grad()
@@ -118,19 +124,29 @@ class SeesawLoss(BoxHeadLoss):
             self._count(labels)
         logits = self.logits(cls_score)
         is_background = labels == self.num_classes
-        # Background RoIs borrow class 0, times 0: boolean indexing would wait for the GPU.
-        targets = labels.masked_fill(is_background, 0)
-        class_logits = logits[:, :-2]
-        shift = seesaw_shift(class_logits, targets, self.cum_samples[:-1], self.p, self.q, self.eps)
         losses = {
-            "loss_cls_classes": F.cross_entropy(class_logits + shift, targets, reduction="none")
-            * ~is_background,
+            "loss_cls_classes": self._class_losses(logits[:, :-2], labels),
             "loss_cls_objectness": F.cross_entropy(logits[:, -2:], is_background.long(), reduction="none"),
         }
         return {
             name: self.loss_weight * reduce_rois(values, label_weights, avg_factor, reduction_override)
             for name, values in losses.items()
         }
+
+    def _class_losses(self, class_logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, C), (N,) -> (N,), 0 for background."""
+        rows = rows_with_objects(labels, self.num_classes)
+        if rows is None:  # background borrows class 0, times 0
+            is_object = labels < self.num_classes
+            return self._shifted_losses(class_logits, labels.where(is_object, 0)) * is_object
+        losses = self._shifted_losses(class_logits.index_select(0, rows), labels[rows])
+        # zero, unless a logit of background is no number, which shall show there too
+        whole = 0 * class_logits.detach().sum(dim=1)
+        return whole.index_add(0, rows, losses)  # (objects) -> (N)
+
+    def _shifted_losses(self, class_logits: Tensor, targets: Tensor) -> Tensor:
+        shift = seesaw_shift(class_logits, targets, self.cum_samples[:-1], self.p, self.q, self.eps)
+        return F.cross_entropy(class_logits + shift, targets, reduction="none")
 
     @torch.no_grad()
     def _count(self, labels: Tensor) -> None:
