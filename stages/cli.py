@@ -12,6 +12,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import TwoDRCLError, UsageError
+from stages.slurm import as_torchrun
 
 PIPELINE, TOOLS = "Pipeline, in order", "Tools"
 EPILOG = (
@@ -544,6 +545,7 @@ def main() -> None:
     """Entry of the `2drcl` script: errors become one line, a hint, and their exit code."""
     # Before torch: threads that wait asleep.  Beside any other load, spinning ones train ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(as_torchrun(os.environ))
     try:
         app()
     except TwoDRCLError as problem:

@@ -13,6 +13,7 @@ from pipeline.settings import to_plain
 from stages import show_batch
 from stages.common import Order, answer, check_splits, proposals_digest
 from stages.console import say, warn
+from stages.estimate import estimate
 from stages.training import keep_history, report_start, train_and_publish
 
 
@@ -57,6 +58,8 @@ def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
         f"{plan.schedule.epoch_steps[-1]} steps; queues of {plan.queues[0]} images and {plan.queues[1]} boxes"
     )
     manifest |= {"images_drawn": plan.images_drawn}
+    if order.dry_run:
+        manifest["estimate"] = estimate(job.detector, settings, plan.images_drawn)
 
     def produce(state: dict[str, Any], folder: Path) -> None:
         publish(plan, state, folder)

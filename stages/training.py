@@ -50,10 +50,21 @@ def nothing_to_do(order: Order, manifest: Mapping[str, Any], work: Path) -> bool
     stage, wanted = str(manifest["stage"]), str(manifest["fingerprint"])
     current = artifacts.is_current(order.out, stage, wanted) and not order.fresh
     if order.dry_run or current:
-        make(order, manifest, lambda folder: None)
+        make(
+            order,
+            {**manifest, **_unfinished(order, work)} if order.dry_run else manifest,
+            lambda folder: None,
+        )
         if current and is_first():
             shutil.rmtree(work, ignore_errors=True)  # a kill right after publishing leaves it
     return order.dry_run or current
+
+
+def _unfinished(order: Order, work: Path) -> dict[str, Any]:
+    """Of a dry run: the scratch folder, and from which step each training in it would continue."""
+    found = {} if order.fresh else {folder: CheckpointFolder(folder) for folder in work.rglob("checkpoints")}
+    steps = {str(folder.parent.relative_to(work)): files.newest_step() for folder, files in found.items()}
+    return {"work": str(work), "continues_from_step": {name: step for name, step in steps.items() if step}}
 
 
 def train(order: Order, kind: str, job: Any, settings: Any) -> tuple[dict[str, Any], dict[str, float]]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from conftest import TINY, write_params
 
 from pipeline import artifacts
+from pipeline.engine.checkpoint import CheckpointFolder
 
 COMMAND = [sys.executable, "-m", "stages.cli"]
 CHAIN = ("sample", "proposals", "stats", "pretrain", "finetune", "evaluate", "analyze")
@@ -150,6 +152,42 @@ def test_killed_and_continued_equals_undisturbed(project, processes):
     else:
         # L_det's normalisers are per process in mmdet; every other term of the first steps is the same number
         assert_terms_agree(project / out / "history.jsonl", whole / "history.jsonl")
+
+
+def test_a_dry_run_says_what_would_be_continued_and_what_it_takes(project, cli, monkeypatch):
+    monkeypatch.chdir(project)
+    arguments = ("pretrain", "--out", "artifacts/pretrain/dry", "--dry-run")
+    plan = json.loads(cli(*arguments).out)
+    assert plan["up_to_date"] is False and plan["continues_from_step"] == {}
+    assert set(plan["inputs"]) == {"annotations", "stats", "proposals"}
+    assert plan["inputs"]["annotations"] == artifacts.file_digest(Path("artifacts/sample/train_lvis.json"))
+    assert plan["settings"]["pretrain"]["contrast"]["temperature"] == 0.2
+    assert plan["estimate"]["gflop_per_image"] > 0 and plan["images_drawn"] > 0
+    work = Path(plan["work"])
+    assert not work.exists() and not Path("artifacts/pretrain/dry").exists()
+    saved = CheckpointFolder(work / "checkpoints")
+    for step in (3, 5):
+        saved.save(step, {"step": step})
+    assert json.loads(cli(*arguments).out)["continues_from_step"] == {".": 5}
+    next(work.glob("checkpoints/step-00000005.pth")).write_bytes(b"half")
+    assert json.loads(cli(*arguments).out)["continues_from_step"] == {".": 3}
+    assert json.loads(cli(*arguments, "--fresh").out)["continues_from_step"] == {}
+    shutil.rmtree(work)
+
+
+def test_processes_that_srun_started_join(jitter, cli, monkeypatch):
+    monkeypatch.chdir(jitter)
+    assert cli("proposals", "--out", "apart").code == 0
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    ranks = []
+    for rank in ("0", "1"):
+        for name, value in {**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}.items():
+            monkeypatch.setenv(name, value)
+        ranks.append(start(jitter, "proposals", "--out", "srun"))
+    answers = [process.communicate(timeout=100) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], answers
+    assert [out for out, _ in answers] == ["srun\n", ""]  # the first process answers
+    assert boxes_in(jitter / "srun") == boxes_in(jitter / "apart")
 
 
 def test_sigterm_saves_and_exits_75(project):

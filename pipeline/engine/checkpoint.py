@@ -81,6 +81,10 @@ class CheckpointFolder:
             raise InputError(f"no checkpoint in {self.folder} is readable", "start over with --fresh")
         return None
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint that is whole; reads none of them."""
+        return next((step for step in reversed(self.steps()) if _is_whole(self._path(step))), None)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pth"
 

@@ -1,0 +1,45 @@
+"""What a pre-training will take, for --dry-run: arithmetic, not a measurement.
+
+Counted for ResNet-50-FPN on canvases of 800 x 1344: convolutions and matrix products, forward and backward,
+two views; memory of the activations that the backward pass needs, in bf16.  Both grow with the canvas and the
+trunk; heads and RoIs are a few per cent.  Rates are what detectors of this kind have been seen to sustain.
+"""
+
+from typing import Any
+
+from pipeline.detectors.settings import DetectorSettings
+from pipeline.pretrain.settings import PretrainSettings
+
+AREA = 800 * 1344
+# GFLOP and saved gigabytes (bf16) per image: both contrasts, what L_det adds, what AR adds, what SR adds
+CONTRASTS, DETECTION, APPEARANCE = (1104.0, 0.61), (362.0, 0.10), (186.0, 0.03)
+SEMANTIC = {"full": (492.0, 1.22), "half": (124.0, 0.30)}
+TRUNK = {18: 0.55, 50: 1.0, 101: 1.45}  # of the whole step, FPN included
+STATE_GB = 1.0  # weights, gradients, momentum, momentum encoder, two full queues
+# sustained TFLOP/s: a third of an H200's bf16, half of a 3090's TF32, two cores of a server
+RATES = {"H200": 240.0, "RTX 3090": 18.0, "2 CPU cores": 0.1}
+
+
+def estimate(detector: DetectorSettings, settings: PretrainSettings, images: int) -> dict[str, Any]:
+    """GFLOP per image, hours on one device of each kind, and memory of one image and of the run's state.
+
+    Args:
+        detector, settings: of the run.
+        images: draws of the whole run.
+    """
+    views = settings.views
+    share = max(views.short_sides) * views.long_side / AREA * TRUNK[detector.depth]
+    share *= (detector.stem_channels / 64) ** 2
+    parts = [CONTRASTS] if {"hcl", "lcl"} & set(settings.terms) else []
+    parts += [DETECTION] if "det" in settings.terms else []
+    parts += [APPEARANCE] if {"ar", "sr"} & set(settings.terms) else []
+    parts += [SEMANTIC[settings.reconstruction.scale]] if "sr" in settings.terms else []
+    gflop, memory = (share * sum(part[i] for part in parts) for i in range(2))
+    bytes_per_value = 1 if settings.precision == "bf16" else 2  # the table is of bf16
+    return {
+        "gflop_per_image": round(gflop, 1),
+        "hours_on_one": {name: round(images * gflop / (rate * 3.6e6), 2) for name, rate in RATES.items()},
+        "gb_per_image_of_a_process": round(memory * bytes_per_value, 2),
+        "gb_beside_the_images": round(STATE_GB * min(1.0, TRUNK[detector.depth]), 2),
+        "what_it_is": "arithmetic of counted operations and usual rates; expect a factor of two",
+    }
