@@ -1,8 +1,9 @@
-"""`2drcl show-config`: every setting with its value and the reason for its default."""
+"""`2drcl show-config`: every setting with its value and the reason for its default, and what is open."""
 
 import dataclasses
 from typing import Any
 
+from pipeline.pretrain.open_questions import OPEN_QUESTIONS
 from pipeline.settings import to_plain
 from stages.console import OUT, data
 from stages.params import SECTIONS, Params
@@ -18,6 +19,10 @@ def run(params: Params, as_json: bool) -> None:
     for name, section in sections.items():
         OUT.print(f"{name}:", style="bold", highlight=False)
         _print(section, indent=1)
+    OUT.print("where the paper is silent about pre-training:", style="bold", highlight=False)
+    for question in OPEN_QUESTIONS:
+        keys = f" ({', '.join(question.settings)})" if question.settings else ""
+        OUT.print(f"  {question.subject}: {question.decision}{keys}", highlight=False, markup=False)
 
 
 def _print(section: Any, indent: int) -> None:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.pretrain.mask_draws import draw_mask
 from pipeline.pretrain.reconstruction import (
     STRIDES,
     Generator,
     appearance_loss,
     apply_masks,
-    draw_mask,
     halved_levels,
     masked_mean_square,
     reconstruct,

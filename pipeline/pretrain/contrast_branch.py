@@ -42,8 +42,9 @@ class Contrast(nn.Module):
         self.settings, self.accumulate = settings, accumulate
         self._pending: list[Keys] = []  # of the step's parts
         hidden, width = settings.hidden, settings.width
-        self.projector = ProjectionMLP(width_in, hidden, width)
-        self.predictor = ProjectionMLP(width, hidden, width) if settings.predictor else None
+        norm = settings.norm == "batch"
+        self.projector = ProjectionMLP(width_in, hidden, width, norm=norm)
+        self.predictor = ProjectionMLP(width, hidden, width, norm=norm) if settings.predictor else None
         self.key_projector = momentum_copy(self.projector)
         self.queue = KeyQueue(queue, width)
 
@@ -78,9 +79,9 @@ class Contrast(nn.Module):
         self._pending = [*self._pending, keys][-self.accumulate :]
         return (losses * valid).sum() * world_size() / count
 
-    def after_step(self) -> None:
+    def after_step(self, momentum: float) -> None:
         """Move the momentum projector and enqueue this step's keys."""
-        average_parameters(self.key_projector, self.projector, self.settings.momentum)
+        average_parameters(self.key_projector, self.projector, momentum)
         for keys in self._pending:
             self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
         self._pending = []

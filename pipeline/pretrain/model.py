@@ -68,6 +68,7 @@ class TwoDRCL(nn.Module):
         super().__init__()
         self.detector, self.settings, self.to_batch = detector, settings, to_batch
         self.bf16 = settings.precision == "bf16"
+        self.momentum = settings.contrast.momentum  # of the step that comes; see momentum_schedule
         terms = settings.terms
         # what an ablation leaves out is not built or frozen: no parameter may wait for a gradient in vain
         _freeze_unreached(detector, terms)
@@ -149,7 +150,9 @@ class TwoDRCL(nn.Module):
             targets = halved_levels(levels, batch.query_wh) if is_half else levels
             again = encoder.trunk(painting.masked, self.bf16)
             detach = self.settings.reconstruction.detach_target
-            terms["sr"] = semantic_loss(targets, again, painting.sizes_wh, detach)
+            terms["sr"] = semantic_loss(
+                targets, again, painting.sizes_wh, detach, self.settings.reconstruction.levels
+            )
         return terms
 
     def paint(self, batch: PretrainBatch, c5: Tensor) -> Painting:
@@ -165,10 +168,10 @@ class TwoDRCL(nn.Module):
     def after_step(self) -> None:
         """After the optimizer: momentum encoder, then queues (a key is never its own negative)."""
         if self.key_encoder is not None:
-            momentum_update(self.key_encoder, self.detector.encoder, self.settings.contrast.momentum)
+            momentum_update(self.key_encoder, self.detector.encoder, self.momentum)
         for contrast in (self.holistic, self.local):
             if contrast is not None:
-                contrast.after_step()
+                contrast.after_step(self.momentum)
 
     def train(self, mode: bool = True) -> "TwoDRCL":
         """The momentum encoder stays in eval mode."""

@@ -10,6 +10,7 @@ from pipeline.detectors.atss import rate_warnings
 from pipeline.detectors.build import model_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.schedule import Schedule, resolve_milestones
+from pipeline.pretrain.det_targets import class_names
 from pipeline.pretrain.settings import PretrainSettings, resolve_queue
 from pipeline.settings import setting
 from pipeline.stats.frequencies import categories_of_images
@@ -126,6 +127,11 @@ class PretrainPlan:
             "which stays behind; backbone, neck and bbox_head are published"
         ]
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of the detector's categories."""
+        return class_names(self.job.pretrain.det_targets, self.annotations)
+
     def model_config(self) -> dict[str, Any]:
         """MMDetection's config of the detector."""
-        return model_config(self.job.detector, len(self.annotations.category_ids))
+        return model_config(self.job.detector, len(self.class_names))

@@ -77,21 +77,26 @@ class ProjectionMLP(nn.Module):
     Args:
         width_in: C5's channels (HCL), the box head's width (LCL), or 256 (predictors).
         hidden, width_out: 256 in the paper.
+        norm: whether the hidden layer has batch norm.
     """
 
-    def __init__(self, width_in: int, hidden: int = 256, width_out: int = 256) -> None:
+    def __init__(self, width_in: int, hidden: int = 256, width_out: int = 256, *, norm: bool = True) -> None:
         super().__init__()
-        self.first = nn.Linear(width_in, hidden, bias=False)  # the norm's bias makes another one useless
-        self.norm = MaskedBatchNorm(hidden)
+        self.first = nn.Linear(width_in, hidden, bias=not norm)  # the norm's bias makes another one useless
+        self.norm = MaskedBatchNorm(hidden) if norm else None
         self.last = nn.Linear(hidden, width_out)
 
     def forward(self, rows: Tensor, valid: Tensor) -> Tensor:
         """(N, width_in) and (N,) bool -> (N, width_out), in float32 at least."""
         with torch.autocast(rows.device.type, enabled=False):
-            hidden = self.norm(self.first(at_least_float32(rows)), valid)
+            hidden = self.first(at_least_float32(rows))
+            if self.norm is not None:
+                hidden = self.norm(hidden, valid)
             return self.last(torch.relu(hidden))
 
     def track(self, rows: Tensor, valid: Tensor) -> None:
-        """Let (N, width_in) rows into the running statistics of the hidden layer."""
+        """Let (N, width_in) rows into the running statistics of the hidden layer, if it has any."""
+        if self.norm is None:
+            return
         with torch.autocast(rows.device.type, enabled=False):
             self.norm.track(self.first(at_least_float32(rows)), valid)

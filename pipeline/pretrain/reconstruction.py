@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.pretrain.contrast import at_least_float32
+from pipeline.pretrain.settings import LEVELS
 
 GENERATOR_WIDTHS = (512, 256, 64, 3)  # A.1
 STRIDES = (4, 8, 16, 32)  # of C2..C5, pixels
@@ -102,7 +102,11 @@ def appearance_loss(image: Tensor, reconstruction: Tensor, sizes_wh: Tensor) -> 
 
 
 def semantic_loss(
-    levels: Sequence[Tensor], masked_levels: Sequence[Tensor], sizes_wh: Tensor, detach: bool
+    levels: Sequence[Tensor],
+    masked_levels: Sequence[Tensor],
+    sizes_wh: Tensor,
+    detach: bool,
+    chosen: Sequence[str] = LEVELS,
 ) -> Tensor:
     """L_SR = sum over levels of || f(x) - f(M(g(f(x)))) ||^2 (eq. 6), each level a mean.
 
@@ -112,9 +116,12 @@ def semantic_loss(
         sizes_wh: (B, 2) size on its canvas of the image that `masked_levels` come from.
         detach: stop the gradient at f(x).  Paper: none is written; here it is the default, because minimising
             both sides lets the features shrink towards zero.
+        chosen: names of the levels that count.
     """
     terms = []
-    for target, level, stride in zip(levels, masked_levels, STRIDES, strict=True):
+    for name, target, level, stride in zip(LEVELS, levels, masked_levels, STRIDES, strict=True):
+        if name not in chosen:
+            continue
         wanted = at_least_float32(target.detach() if detach else target)
         valid = valid_area(sizes_wh, map_size(level), stride)
         terms.append(masked_mean_square(at_least_float32(level) - wanted, valid))
@@ -137,39 +144,6 @@ def halved_levels(levels: Sequence[Tensor], sizes_wh: Tensor) -> list[Tensor]:
         total = F.avg_pool2d(at_least_float32(level) * valid, 2, ceil_mode=True)
         halved.append(total / F.avg_pool2d(valid, 2, ceil_mode=True).clamp(min=0.25))
     return halved
-
-
-def draw_mask(box: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
-    """One rectangle of `fraction` of the box's area at a random place inside it (Sec. 3.3.3, "e.g. 25 %").
-
-    Paper: shape and place not given; here: a rectangle of nearly the box's proportions, in whole pixels, so
-    that its area is within a hundredth of the box's for any box of 16 px or more.
-
-    Args:
-        box: (4,) xyxy in pixels of the view.
-        fraction: share of the box's area, in [0, 1].
-        generator: keyed by the draw.
-
-    Returns:
-        (4,) int64 xyxy, empty if the box holds no whole pixel.
-    """
-    (x1, y1), (x2, y2) = np.ceil(box[:2]).astype(np.int64), np.floor(box[2:]).astype(np.int64)
-    width, height = int(x2 - x1), int(y2 - y1)
-    wanted = fraction * float((box[2] - box[0]) * (box[3] - box[1]))
-    mask_wh = _best_rectangle(width, height, wanted, fraction)
-    left = int(generator.integers(0, max(width - mask_wh[0], 0) + 1))
-    top = int(generator.integers(0, max(height - mask_wh[1], 0) + 1))
-    return np.array([x1 + left, y1 + top, x1 + left + mask_wh[0], y1 + top + mask_wh[1]], dtype=np.int64)
-
-
-def _best_rectangle(width: int, height: int, wanted: float, fraction: float) -> tuple[int, int]:
-    """Whole sides close to sqrt(fraction) of the box's whose product is nearest to the wanted area."""
-    if width < 1 or height < 1:
-        return 0, 0
-    ideal = width * fraction**0.5
-    candidates = [w for w in range(int(ideal) - 2, int(ideal) + 4) if 1 <= w <= width]
-    sized = [(w, min(height, max(0, round(wanted / w)))) for w in candidates]
-    return min(sized, key=lambda wh: (abs(wh[0] * wh[1] - wanted), abs(wh[0] - ideal)))
 
 
 def apply_masks(images: Tensor, masks: Tensor, valid: Tensor, scale: float = 1.0) -> Tensor:

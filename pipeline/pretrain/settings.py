@@ -15,6 +15,9 @@ class ContrastSettings:
 
     temperature: float = setting(0.2, "paper, Sec. 3.1.1", low=1e-3)
     momentum: float = setting(0.999, "paper: 'the same EMA strategy as MoCo', constant 0.999", low=0, high=1)
+    momentum_schedule: Literal["constant", "cosine"] = setting(
+        "constant", "paper: MoCo's; cosine: rises to 1 over the run (BYOL, AlignDet)"
+    )
     hidden: int = setting(256, "paper, A.1", low=8)
     width: int = setting(256, "paper, A.1", low=8)
     queue: int | Literal["auto"] = setting(
@@ -25,6 +28,9 @@ class ContrastSettings:
     local_queue: int | Literal["auto"] = setting(
         "auto", "paper: K again, taken as 65,536 proposals; auto as above with `boxes` keys per image", low=1
     )
+    norm: Literal["batch", "none"] = setting(
+        "batch", "paper silent: of the hidden layers, over all processes; none: as MoCo v2's own head"
+    )
     mask_same_image: bool = setting(
         True,
         "paper: negatives are 'within other unrelated images'; tail images would meet their older keys",
@@ -32,8 +38,15 @@ class ContrastSettings:
     predictor: bool = setting(True, "paper: A.1 has a prediction network, eq. 1 has none; on the query only")
     boxes: int = setting(8, "paper, A.1: 8 boxes per image", low=1)
     candidates: int = setting(100, "paper silent: the boxes are drawn among this many best proposals", low=1)
+    choose: Literal["uniform", "best"] = setting(
+        "uniform", "paper, A.1: 'randomly select'; best: the highest scores, whatever the draw"
+    )
     min_visible: float = setting(0.5, "paper silent: share of a box that both views must show", low=0, high=1)
     min_side: float = setting(16.0, "paper silent: shortest side in both views, pixels", low=1)
+
+
+LEVELS = ("c2", "c3", "c4", "c5")
+DetTargets = Literal["categories", "objects", "proposals"]  # see det_targets
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,16 @@ class ReconstructionSettings:
     """AR and SR (Sec. 3.3)."""
 
     mask_fraction: float = setting(0.25, "paper, Sec. 3.3.3: of each selected proposal", low=0, high=1)
+    mask_shape: Literal["rectangle", "square", "proposal"] = setting(
+        "rectangle",
+        "paper silent: with nearly the box's proportions; square: as far as it fits (SoCo); proposal: that "
+        "share of the proposals is hidden whole",
+    )
+    levels: tuple[str, ...] = setting(
+        LEVELS,
+        "paper: 'multiple layers': all that the backbone has; fewer to see what each brings",
+        choices=LEVELS,
+    )
     detach_target: bool = setting(
         True, "paper: eq. 6 has no stop-gradient; without it features can shrink to satisfy the loss"
     )
@@ -48,6 +71,10 @@ class ReconstructionSettings:
         "full",
         "paper silent: the generator reaches half size; `half` runs AR and SR there, 17 % less arithmetic",
     )
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise SettingsError("pretrain.reconstruction.levels is empty", "leave sr out of pretrain.terms")
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,10 @@ class ViewSettings:
     )
     flip: float = setting(0.5, "MoCo v2", low=0, high=1)
     photometric: PhotometricSettings = setting(PhotometricSettings)
+    query_colours: Literal["same", "mild", "none"] = setting(
+        "same",
+        "paper: each view is augmented; L_det and AR see the query: mild has half the jitter alone",
+    )
 
     def __post_init__(self) -> None:
         if not self.short_sides:
@@ -85,6 +116,11 @@ class PretrainSettings:
     sampler: Literal["drb", "rfs", "irfs", "random"] = setting("drb", "paper, Sec. 3.2: eq. 4")
     terms: tuple[str, ...] = setting(
         TERMS, "paper, eq. 8: all; leave some out for the rows of Table 5", choices=TERMS
+    )
+    det_targets: DetTargets = setting(
+        "categories",
+        "paper silent: L_det has the data set's labels (DRB needs them too); objects: one category for all; "
+        "proposals: no labels, as AlignDet",
     )
     mask_loss: bool = setting(
         False, "paper: L_det is 'the loss of object detection'; true adds Mask R-CNN's mask loss"
@@ -121,6 +157,11 @@ class PretrainSettings:
         if not self.terms:
             raise SettingsError(
                 "pretrain.terms is empty: there is nothing to learn", f"keep some of {', '.join(TERMS)}"
+            )
+        if self.mask_loss and self.det_targets == "proposals":
+            raise SettingsError(
+                "pretrain.mask_loss needs polygons, and det_targets: proposals has none",
+                "set det_targets: objects, or mask_loss: false",
             )
 
 

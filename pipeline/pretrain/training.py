@@ -20,6 +20,7 @@ from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.errors import UsageError
 from pipeline.pretrain.model import TwoDRCL
+from pipeline.pretrain.momentum_schedule import MomentumSchedule
 from pipeline.pretrain.plan import PretrainJob as PretrainJob
 from pipeline.pretrain.plan import PretrainPlan as PretrainPlan
 from pipeline.pretrain.views import PretrainDataset, to_batch
@@ -37,7 +38,7 @@ def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
     report = load_initial(
         detector,
         Path(job.init) if job.init else None,
-        classes=plan.annotations.category_names,
+        classes=plan.class_names,
         drop={},
         allow_partial=job.allow_partial,
     )
@@ -104,7 +105,7 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         process=process,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
-        hooks=hooks,
+        hooks=[*hooks, MomentumSchedule(settings.contrast.momentum, settings.contrast.momentum_schedule)],
         describe=lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])},
     )
 
@@ -116,7 +117,7 @@ def publish(plan: PretrainPlan, state: dict[str, Any], folder: Path) -> None:
         folder,
         clone_state(state, DETECTOR_PREFIX),
         plan.model_config(),
-        plan.annotations.category_names,
+        plan.class_names,
         (views.long_side, max(views.short_sides)),
         {
             "stage": "pretrain",

@@ -18,11 +18,12 @@ from pipeline.data.annotations import Annotations
 from pipeline.data.draws import Draw, generator, key_of
 from pipeline.data.images import read_image
 from pipeline.data.photometric_batch import coloured_canvases
-from pipeline.data.photometric_draws import Photometric, draw_photometric
-from pipeline.data.targets import Target, target_of
+from pipeline.data.photometric_draws import Photometric, PhotometricSettings, draw_photometric
+from pipeline.data.targets import Target
 from pipeline.data.views import Geometry, draw_geometry
-from pipeline.pretrain.reconstruction import draw_mask
-from pipeline.pretrain.settings import PretrainSettings
+from pipeline.pretrain.det_targets import det_target
+from pipeline.pretrain.mask_draws import draw_mask
+from pipeline.pretrain.settings import PretrainSettings, ViewSettings
 
 
 class Proposals(Protocol):
@@ -98,22 +99,25 @@ class PretrainDataset(Dataset[PretrainSample]):
         query = self._geometry((width, height), candidates, draw, "view_query")
         key = self._geometry((width, height), candidates, draw, "view_key")
         photometric = self.settings.views.photometric
+        of_query = query_photometric(self.settings.views)
         return PretrainSample(
             image_id=int(self.annotations.image_ids[draw.image]),
             canvas_wh=draw.canvas_wh,
             query=query.apply(pixels),
             key=key.apply(pixels),
             photometric=(
-                draw_photometric(photometric, False, generator(self.seed, draw, "photo_query")),
+                draw_photometric(of_query, False, generator(self.seed, draw, "photo_query")),
                 draw_photometric(photometric, True, generator(self.seed, draw, "photo_key")),
             ),
             homographies=(query.homography, key.homography),
             boxes=self._paired_boxes(candidates, query, key, draw),
-            target=target_of(
+            target=det_target(
+                self.settings.det_targets,
                 self.annotations,
                 draw.image,
                 query,
                 key_of(self.seed, draw, "roi_samples"),
+                candidates,
                 with_polygons=self.settings.mask_loss,
             ),
         )
@@ -142,15 +146,30 @@ class PretrainDataset(Dataset[PretrainSample]):
         seen = np.minimum(query_visible, key_visible) >= settings.min_visible
         sides = np.minimum(_short_side(query_boxes), _short_side(key_boxes))
         survivors = np.flatnonzero(seen & (sides >= settings.min_side))
-        chosen = generator(self.seed, draw, "box_choice").permutation(survivors)[:count]
-        fraction, places = self.settings.reconstruction.mask_fraction, generator(self.seed, draw, "masks")
-        masks = [draw_mask(box, fraction, places) for box in query_boxes[chosen]]
+        if settings.choose == "uniform":
+            survivors = generator(self.seed, draw, "box_choice").permutation(survivors)
+        chosen, masking = survivors[:count], self.settings.reconstruction
+        places = generator(self.seed, draw, "masks")
+        masks = [
+            draw_mask(box, masking.mask_fraction, places, masking.mask_shape) for box in query_boxes[chosen]
+        ]
         return PairedBoxes(
             query=_padded(query_boxes[chosen], count),
             key=_padded(key_boxes[chosen], count),
             valid=np.arange(count) < len(chosen),
             masks=_padded(np.array(masks, dtype=np.int64).reshape(-1, 4), count),  # (0,) -> (0, 4)
         )
+
+
+def query_photometric(views: ViewSettings) -> PhotometricSettings:
+    """Colours of the query view, which L_det and AR see too; the key view always has `photometric`."""
+    colours = views.photometric
+    if views.query_colours == "same":
+        return colours
+    jitter = colours.jitter if views.query_colours == "mild" else 0.0
+    b, c, s, h = (0.5 * strength for strength in colours.strength)
+    solarize = (0.0, colours.solarize[1])
+    return PhotometricSettings(jitter, strength=(b, c, s, h), grayscale=0.0, blur=0.0, solarize=solarize)
 
 
 def _short_side(boxes: np.ndarray) -> np.ndarray:
