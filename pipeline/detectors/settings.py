@@ -5,6 +5,8 @@ from typing import Literal
 
 from pipeline.settings import setting
 
+Pixels = Literal["auto", "rgb", "bgr"]
+
 
 @dataclass(frozen=True)
 class DetectorSettings:
@@ -26,6 +28,11 @@ class DetectorSettings:
     )
     frozen_stages: int = setting(
         1, "MMDetection: stem and layer1 stay as initialised; ignored with gn", low=-1, high=4
+    )
+    init_pixels: Pixels = setting(
+        "auto",
+        "what the network of a detectron2 file takes: rgb as torchvision, or bgr from 0 to 255 as its zoo; "
+        "auto: what the file says",
     )
     fpn_channels: int = setting(256, "MMDetection", low=32)
     fc_channels: int = setting(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.detectors.detectron2_weights import from_detectron2, is_detectron2, read_pickle
+from pipeline.detectors.settings import Pixels
 from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import MismatchedInput, UsageError, first_ten
 
@@ -55,17 +57,19 @@ def load_initial(
     classes: Sequence[str],
     drop: Mapping[str, str],
     allow_partial: Sequence[str],
+    pixels: Pixels = "auto",
 ) -> LoadReport:
     """Load weights into a MMDetection detector, in place.
 
     Args:
         model: the detector with its own initial weights.
-        path: torchvision's ResNet state dict, a detector.pth of ours, or a MMDetection checkpoint; None:
-            nothing.
+        path: torchvision's ResNet state dict, a detector.pth of ours, a MMDetection checkpoint, or a backbone
+            or detector of detectron2 (.pkl or .pth); None: nothing.
         classes: names of the detector's categories; class-shaped layers of a checkpoint with other names
             stay new.
         drop: part -> reason, for parts that must stay new (a classifier of another kind).
         allow_partial: parts that the file may, but need not, lack as a whole: `layer4`, `mask_head`.
+        pixels: of a detectron2 file, see detectron2_weights.
 
     Raises:
         MissingInput, InputError: no such file, or not a file of weights.
@@ -76,12 +80,12 @@ def load_initial(
         return LoadReport("no initial weights given", {}, {})
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     _refuse_unknown_parts(allow_partial, own)
-    content = load_tensors(path)
-    is_detector = isinstance(content.get("state_dict"), Mapping)
-    state: dict[str, Tensor] = dict(content["state_dict"]) if is_detector else _as_backbone(content, path)
+    content = read_pickle(path) if path.suffix == ".pkl" else load_tensors(path)
+    state, is_detector = _in_our_names(content, path, pixels)
     new = dict(drop)
     if is_detector and list(_classes(content)) != list(classes):
         new |= {part: "the checkpoint has other categories" for part in CLASS_SHAPED}
+    new = {part: why for part, why in new.items() if not _startswith(part, [p for p in new if p != part])}
     state = {n: t for n, t in state.items() if not _startswith(n, new)}
     _refuse_unknown(state, own, path)
     new = {part: why for part, why in new.items() if any(_startswith(n, [part]) for n in own)}
@@ -100,6 +104,15 @@ def part_of(name: str) -> str:
     if pieces[0] == "backbone":
         return f"backbone.{pieces[1]}" if pieces[1].startswith("layer") else "backbone.stem"
     return ".".join(pieces[:2]) if pieces[0] == "roi_head" else pieces[0]
+
+
+def _in_our_names(content: Mapping[str, Any], path: Path, pixels: Pixels) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file, and whether they are a whole detector."""
+    if isinstance(content.get("state_dict"), Mapping):
+        return dict(content["state_dict"]), True
+    if is_detectron2(content):
+        return from_detectron2(content, path, pixels)
+    return _as_backbone(content, path), False
 
 
 def _as_backbone(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

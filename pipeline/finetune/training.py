@@ -93,6 +93,7 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
         classes=plan.annotations.category_names,
         drop=drop,
         allow_partial=plan.job.finetune.allow_partial,
+        pixels=plan.job.detector.init_pixels,
     )
     return detector, report
 

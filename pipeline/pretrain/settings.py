@@ -111,7 +111,11 @@ class ViewSettings:
 class PretrainSettings:
     """The whole stage."""
 
-    init: str | None = setting(None, "torchvision ResNet file for the backbone (the paper's start), or none")
+    init: str | None = setting(
+        None,
+        "torchvision ResNet file for the backbone (the paper's start), a detector of MMDetection, detectron2 "
+        "or an earlier run, or none",
+    )
     allow_partial: tuple[str, ...] = setting((), "parts that file may lack, e.g. layer4")
     sampler: Literal["drb", "rfs", "irfs", "random"] = setting("drb", "paper, Sec. 3.2: eq. 4")
     terms: tuple[str, ...] = setting(

@@ -41,6 +41,7 @@ def build_detector(plan: PretrainPlan) -> tuple[nn.Module, LoadReport]:
         classes=plan.class_names,
         drop={},
         allow_partial=job.allow_partial,
+        pixels=job.detector.init_pixels,
     )
     if not job.pretrain.mask_loss and job.detector.type == "mask-rcnn":
         detector.get_submodule("roi_head.mask_head").requires_grad_(False)
