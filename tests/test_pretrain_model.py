@@ -558,6 +558,19 @@ RUNS = {
     "hcl alone": (tiny_settings(terms=("hcl",)), [[], [], []]),
     "lcl and sr": (tiny_settings(terms=("lcl", "sr")), [NOT_ON_THE_SECOND, [], [(0, 0)]]),
     "in two parts": (tiny_settings(terms=("ar", "sr", "det"), accumulate=2), [[], [(1, 1)], []]),
+    # the other rows of Table 5 with L_det, and what the list lacks alone
+    **{
+        " ".join(row): (tiny_settings(terms=row), [NOT_ON_THE_SECOND, [], [(0, 0)]])
+        for row in (
+            ("det",),
+            ("hcl", "det"),
+            ("lcl", "det"),
+            ("hcl", "lcl", "det"),
+            ("hcl", "lcl", "ar", "det"),
+            ("ar",),
+        )
+    },
+    "no batch norm": (tiny_settings(contrast={"norm": "none"}), [[(1, 1)], NOT_ON_THE_SECOND, []]),
 }
 
 
