@@ -554,8 +554,19 @@ def test_protocol_is_the_files_unless_asked(tmp_path: Path) -> None:
         del image["neg_category_ids"]
     assert scored(tmp_path, content, results).metrics == compute_metrics(annotations, predictions, "coco")
     assert default_protocol(read_annotations(tmp_path / "annotations.json")) == "coco"
-    with pytest.raises(MismatchedInput, match="lacks neg_category_ids"):
+    with pytest.raises(MismatchedInput, match=r"lack neg_category_ids$"):
         scored(tmp_path, content, results, protocol="lvis")
+    for image in content["images"]:
+        del image["not_exhaustive_category_ids"]
+    with pytest.raises(MismatchedInput, match="lack neg_category_ids and not_exhaustive_category_ids"):
+        scored(tmp_path, content, results, protocol="lvis-fixed")
+
+
+def test_a_damaged_mask_of_an_object_is_named(tmp_path: Path) -> None:
+    content, results = with_masks(*random_lvis(1))
+    content["annotations"][2]["segmentation"] = {"size": [160, 160], "counts": "zz!!~~"}
+    with pytest.raises(InputError, match=f"annotations {content['annotations'][2]['id']}$"):
+        scored(tmp_path, content, results)
 
 
 def test_numpy_logging_and_stdout_are_left_alone(

@@ -171,6 +171,15 @@ def test_missing_file_and_folder(tmp_path: Path, annotations: Annotations) -> No
         read_predictions(tmp_path, annotations)
 
 
+@pytest.mark.parametrize("counts", ["zz!!~~", "P", "", [10, 5], [800, 1]])
+def test_masks_that_do_not_fill_their_image_are_refused(
+    tmp_path: Path, annotations: Annotations, counts: object
+) -> None:
+    records = [{**GOOD, "segmentation": {"size": [20, 40], "counts": c}} for c in ([800], counts)]
+    with pytest.raises(InputError, match=r"does not fill its image in detections 1 "):
+        read(tmp_path, annotations, records)
+
+
 @pytest.mark.parametrize(
     ("segmentation", "says"),
     [

@@ -6,7 +6,9 @@ predictions -> capped -> cases (protocols) -> judgement (overlaps, matching) -> 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from pipeline.data.annotations import Annotations
 from pipeline.errors import InputError, MismatchedInput, UsageError, first_ten
@@ -29,6 +31,15 @@ from pipeline.evaluation.summary import (
 from pipeline.evaluation.truth import read_truth
 
 LIMITS = {"coco": (1, 10), "coco-lt": (1, 10), "lvis": (), "lvis-fixed": ()}  # of AR, beside the cap
+
+
+class _Image(msgspec.Struct, gc=False):
+    neg_category_ids: msgspec.Raw | UnsetType = UNSET
+    not_exhaustive_category_ids: msgspec.Raw | UnsetType = UNSET
+
+
+class _File(msgspec.Struct):
+    images: list[_Image]
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,9 @@ def _check(
     annotations: Annotations, protocol: str, letters: Sequence[str] | None, counts: np.ndarray | None
 ) -> None:
     num_categories = len(annotations.category_ids)
-    if protocol in FEDERATED and not annotations.is_lvis:
+    if protocol in FEDERATED and (absent := _absent_fields(annotations)):
         raise MismatchedInput(
-            f"{annotations.path} lacks neg_category_ids and not_exhaustive_category_ids",
-            "use the coco protocol",
+            f"the images of {annotations.path} lack {' and '.join(absent)}", "use the coco protocol"
         )
     if letters is not None and len(letters) != num_categories:
         raise MismatchedInput(f"{len(letters)} frequencies for {num_categories} categories")
@@ -134,6 +144,18 @@ def _check(
         )
     if len(counts) != num_categories:
         raise MismatchedInput(f"{len(counts)} instance counts for {num_categories} categories")
+
+
+def _absent_fields(annotations: Annotations) -> list[str]:
+    """LVIS's fields that the images do not have.
+
+    Raises:
+        InputError: some images have them, others not.
+    """
+    if annotations.is_lvis:
+        return []
+    images = msgspec.json.decode(annotations.path.read_bytes(), type=_File).images
+    return [name for name in _Image.__struct_fields__ if any(getattr(i, name) is UNSET for i in images)]
 
 
 def _groups(protocol: str, letters: Sequence[str] | None, counts: np.ndarray | None) -> tuple[Groups, ...]:

@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 from pipeline.artifacts import replacing
 from pipeline.data.annotations import Annotations
 from pipeline.errors import InputError, MismatchedInput, MissingInput, first_ten
+from pipeline.evaluation.mask_counts import is_damaged
 from pipeline.evaluation.prediction_records import Record, encoded, read_columns
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": compressed text}
@@ -255,6 +256,10 @@ def _masks(
             raise InputError(
                 f"{path}: segmentation of detection {number} (counted from 0): {problem}"
             ) from None
+    pixels = annotations.sizes_wh.astype(np.int64).prod(axis=1)[images]
+    hint = "its counts are cut off, or of an image of another size"
+    damaged = is_damaged([mask["counts"] for mask in masks], pixels)
+    _refuse(damaged, "segmentation does not fill its image", path, hint)
     return masks
 
 

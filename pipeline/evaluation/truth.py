@@ -15,10 +15,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pipeline.data.annotations import Annotations
+from pipeline.errors import InputError, first_ten
+from pipeline.evaluation.mask_counts import is_damaged
 from pipeline.evaluation.predictions import RLE, to_rle
 
 
 class _Record(msgspec.Struct, gc=False):
+    id: int
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
@@ -57,11 +60,21 @@ class Truth:
 
     @functools.cached_property
     def masks(self) -> list[RLE]:
-        """G run-length encoded masks."""
-        return [
+        """G run-length encoded masks.
+
+        Raises:
+            InputError: one does not fill its image; lists the first ten ids.
+        """
+        masks = [
             _mask(record, self.sizes_wh[image])
             for record, image in zip(self.records, self.images, strict=True)
         ]
+        pixels = self.sizes_wh.astype(np.int64).prod(axis=1)[self.images]
+        damaged = np.flatnonzero(is_damaged([mask["counts"] for mask in masks], pixels))
+        if len(damaged):
+            ids: list[object] = [self.records[row].id for row in damaged.tolist()]
+            raise InputError(f"segmentation does not fill its image in annotations {first_ten(ids)}")
+        return masks
 
 
 def read_truth(annotations: Annotations) -> Truth:
