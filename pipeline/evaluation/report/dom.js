@@ -33,13 +33,16 @@ const plural = (count, one, many) => `${show(count, 0)} ${count === 1 ? one : ma
 
 /** Redraw into `holder` whenever its width changes; the first time at once. */
 function responsive(holder, draw) {
-  let width = 0;
+  let width = 0; // kept: to measure it anew at every choice would lay out the whole page each time
   const redraw = () => {
-    width = Math.round(holder.clientWidth) || 320;
+    width ||= Math.round(holder.clientWidth) || 320;
     holder.replaceChildren(...[draw(width)].flat().filter(Boolean));
   };
   new ResizeObserver(() => {
-    if (Math.abs(holder.clientWidth - width) > 4) redraw();
+    const found = Math.round(holder.clientWidth);
+    if (!found || Math.abs(found - width) <= 4) return;
+    width = found;
+    redraw();
   }).observe(holder);
   return redraw;
 }
