@@ -106,6 +106,9 @@ def test_evaluate_and_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     answer = cli("evaluate", *arguments[:4], "--bootstrap", 40, "--seed", 9, "--out", "other")
     refused = cli("compare", "good", "other")
     assert refused.code == 3 and "resamples of good and other" in refused.err
+    cli("evaluate", *arguments[:4], "--bootstrap", 40, "--protocol", "coco", "--out", "as-coco")
+    refused = cli("compare", "good", "as-coco")
+    assert refused.code == 3 and "'protocol': 'coco'" in refused.err
     content["images"].append({**content["images"][0], "id": 999, "file_name": "new.jpg"})
     (tmp_path / "a.json").write_text(json.dumps(content))
     cli("evaluate", *arguments[:4], "--out", "elsewhere")

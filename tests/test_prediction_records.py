@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_metrics import random_lvis
+from test_metrics import random_lvis, with_masks
 
 from pipeline.data.annotations import read_annotations
 from pipeline.errors import InputError
@@ -34,6 +34,27 @@ def test_both_readers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     again = read_predictions(tmp_path / "again.json", annotations)
     np.testing.assert_array_equal(again.boxes_xywh, slow.boxes_xywh)
     np.testing.assert_array_equal(again.scores, slow.scores)
+
+
+def test_both_readers_agree_on_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, results = with_masks(*random_lvis(0))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "p.json").write_text(json.dumps(results))
+    annotations = read_annotations(tmp_path / "a.json")
+    fast = read_predictions(tmp_path / "p.json", annotations)
+    write_predictions(tmp_path / "again.json", annotations, fast)
+    again = read_predictions(tmp_path / "again.json", annotations)
+    wrong = {**results[3], "segmentation": {**results[3]["segmentation"], "size": [160, 159]}}
+    (tmp_path / "wrong.json").write_text(json.dumps([*results[:3], wrong]))
+    said = []
+    for reader in (read_columns, lambda path: None):
+        monkeypatch.setattr(module, "read_columns", reader)
+        with pytest.raises(InputError) as caught:
+            read_predictions(tmp_path / "wrong.json", annotations)
+        said.append(caught.value.message)
+    assert said[0] == said[1] and "detection 3 " in said[0] and "[160, 159]" in said[0]
+    slow = read_predictions(tmp_path / "p.json", annotations)
+    assert fast.masks == slow.masks == again.masks and fast.masks is not None
 
 
 def test_nothing_is_a_result(tmp_path: Path) -> None:

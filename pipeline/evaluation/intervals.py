@@ -76,11 +76,11 @@ def paired(first: Path, second: Path, metrics: list[Mapping[str, float | None]])
         MismatchedInput: the resamples are not of the same images.
         MissingInput, InputError: see `read_samples`.
     """
-    facts = [_drawn_from(folder) for folder in (first, second)]
+    facts = [_made_from(folder) for folder in (first, second)]
     if facts[0] != facts[1]:
         raise MismatchedInput(
             f"the resamples of {first} and {second} are not the same: {facts[0]} and {facts[1]}",
-            "evaluate both with the same --bootstrap and --seed",
+            "evaluate both with the same protocol, --bootstrap and --seed",
         )
     a, b = read_samples(first), read_samples(second)
     names = [name for name in metrics[0] if name in metrics[1] and name in a and name in b]
@@ -94,8 +94,9 @@ def _difference(name: str, metrics: list[Mapping[str, float | None]], samples: n
     return Difference(after - before, interval(samples), p_value(samples))
 
 
-def _drawn_from(folder: Path) -> dict[str, object]:
-    """What decides which images each resample holds."""
+def _made_from(folder: Path) -> dict[str, object]:
+    """What decides which images each resample holds, and what its numbers are."""
     made = artifacts.read_manifest(folder, "evaluate")
     settings = made["settings"].get("evaluate", {})
-    return {"bootstrap": settings.get("bootstrap"), "seed": made["seed"]}
+    science = {key: settings.get(key) for key in ("bootstrap", "max_detections")}
+    return {"protocol": made.get("protocol"), "seed": made["seed"], **science}

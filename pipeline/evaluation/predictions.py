@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -23,7 +22,7 @@ from pipeline.artifacts import replacing
 from pipeline.data.annotations import Annotations
 from pipeline.errors import InputError, MismatchedInput, MissingInput, first_ten
 from pipeline.evaluation.mask_counts import is_damaged
-from pipeline.evaluation.prediction_records import Record, encoded, read_columns
+from pipeline.evaluation.prediction_records import Mask, Record, encoded, read_columns
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": compressed text}
 
@@ -157,7 +156,9 @@ def read_predictions(path: Path, annotations: Annotations) -> Predictions:
     if columns is not None:
         images = _positions(columns.image_ids, annotations.image_ids, "image_id", path)
         labels = _positions(columns.category_ids, annotations.category_ids, "category_id", path)
-        return Predictions(images, labels, _checked(columns.boxes_xywh, path), columns.scores)
+        boxes = _checked(columns.boxes_xywh, path)
+        masks = None if columns.masks is None else _whole(columns.masks, images, annotations, path)
+        return Predictions(images, labels, boxes, columns.scores, masks)
     records = _load(path)
     image_ids = _whole_numbers(records, "image_id", path)
     category_ids = _whole_numbers(records, "category_id", path)
@@ -182,7 +183,7 @@ def _records(annotations: Annotations, predictions: Predictions) -> Iterator[Rec
     category_ids = annotations.category_ids[predictions.labels].tolist()
     columns = zip(image_ids, category_ids, predictions.boxes_xywh, predictions.scores.tolist(), strict=True)
     for row, (image_id, category_id, box, score) in enumerate(columns):
-        mask = None if predictions.masks is None else msgspec.Raw(msgspec.json.encode(predictions.masks[row]))
+        mask = None if predictions.masks is None else Mask(**predictions.masks[row])
         yield Record(image_id, category_id, tuple(box.tolist()), score, mask)
 
 
@@ -256,6 +257,23 @@ def _masks(
             raise InputError(
                 f"{path}: segmentation of detection {number} (counted from 0): {problem}"
             ) from None
+    return _filling(masks, images, annotations, path)
+
+
+def _whole(masks: list[Mask], images: np.ndarray, annotations: Annotations, path: Path) -> list[RLE]:
+    """Compressed masks of their images' size."""
+    sizes = np.array([mask.size for mask in masks])
+    wrong = np.flatnonzero((sizes != annotations.sizes_wh[images, ::-1]).any(axis=1))
+    if len(wrong):
+        row = int(wrong[0])
+        height_width = annotations.sizes_wh[images[row], ::-1].tolist()
+        said = f"size {list(masks[row].size)} is not the image's height and width {height_width}"
+        raise InputError(f"{path}: segmentation of detection {row} (counted from 0): {said}")
+    rles: list[RLE] = [{"size": list(mask.size), "counts": mask.counts} for mask in masks]
+    return _filling(rles, images, annotations, path)
+
+
+def _filling(masks: list[RLE], images: np.ndarray, annotations: Annotations, path: Path) -> list[RLE]:
     pixels = annotations.sizes_wh.astype(np.int64).prod(axis=1)[images]
     hint = "its counts are cut off, or of an image of another size"
     damaged = is_damaged([mask["counts"] for mask in masks], pixels)
