@@ -14,6 +14,7 @@ from stages import show_batch
 from stages.common import Order, answer, check_splits, proposals_digest
 from stages.console import say, warn
 from stages.estimate import estimate
+from stages.history import summary
 from stages.training import keep_history, report_start, train_and_publish
 
 
@@ -64,6 +65,7 @@ def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
     def produce(state: dict[str, Any], folder: Path) -> None:
         publish(plan, state, folder)
         keep_history(job.work, folder)
+        say(f"pretrain: {summary(folder / 'history.jsonl')}")
 
     train_and_publish(order, manifest, job, settings, produce)
     answer(order)

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from stages import launch
 from stages.common import Order, make
 from stages.console import Stopwatch, say, warn
-from stages.history import loss_figure, write_history_table
+from stages.history import loss_figure, measures_figure, write_history_table
 from stages.jobs import GPU_MEMORY
 from stages.machine import is_first
 
@@ -116,3 +116,4 @@ def keep_history(work: Path, folder: Path) -> None:
     (folder / "figures").mkdir(exist_ok=True)
     write_history_table(folder / "history.jsonl", folder / "figures" / "history.csv")
     loss_figure(folder / "history.jsonl", folder / "figures" / "losses.png")
+    measures_figure(folder / "history.jsonl", folder / "figures" / "measures.png")

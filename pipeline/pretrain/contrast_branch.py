@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
 from pipeline.pretrain.contrast import info_nce, unit_rows
 from pipeline.pretrain.key_queue import KeyQueue
+from pipeline.pretrain.measures import similarities
 from pipeline.pretrain.momentum import average_parameters, momentum_copy
 from pipeline.pretrain.projection import ProjectionMLP
 from pipeline.pretrain.settings import ContrastSettings
@@ -41,6 +42,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.settings, self.accumulate = settings, accumulate
         self._pending: list[Keys] = []  # of the step's parts
+        self.measures: dict[str, Tensor] = {}  # of the last loss
         hidden, width = settings.hidden, settings.width
         norm = settings.norm == "batch"
         self.projector = ProjectionMLP(width_in, hidden, width, norm=norm)
@@ -77,7 +79,9 @@ class Contrast(nn.Module):
         count = sum_over_processes(valid.sum().to(losses.dtype)).clamp(min=1)
         keys = Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
         self._pending = [*self._pending, keys][-self.accumulate :]
-        return (losses * valid).sum() * world_size() / count
+        weights = valid * world_size() / count
+        self.measures = similarities(query, key, self.queue, weights)
+        return (losses * weights).sum()
 
     def after_step(self, momentum: float) -> None:
         """Move the momentum projector and enqueue this step's keys."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.pretrain.contrast import at_least_float32
 from pipeline.pretrain.contrast_branch import Contrast
+from pipeline.pretrain.measures import feature_norms
 from pipeline.pretrain.momentum import momentum_copy, momentum_update
 from pipeline.pretrain.objective import total_loss
 from pipeline.pretrain.reconstruction import (
@@ -83,21 +84,26 @@ class TwoDRCL(nn.Module):
             if "lcl" in terms
             else None
         )
+        self._measures: dict[str, Tensor] = {}  # of the last forward
         self.generator = Generator(detector.c5_width) if {"ar", "sr"} & set(terms) else None
 
     def forward(self, samples: Sequence[PretrainSample]) -> dict[str, Tensor]:
-        """Losses of this process's share of the batch: `loss` (eq. 8) and each term by its paper name."""
+        """Of this process's share of the batch: `loss` (eq. 8), the terms by their paper names, measures."""
         batch = self.to_batch(samples)
         terms = self.terms(batch)
-        return {"loss": total_loss(terms, self.settings.objective), **terms}
+        return {"loss": total_loss(terms, self.settings.objective), **terms, **self._measures}
 
     def terms(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The unweighted terms that are switched on."""
         encoder = self.detector.encoder
         levels = encoder.trunk(batch.query, self.bf16)
+        self._measures = feature_norms(levels)
         needs_pyramid = {"lcl", "det"} & set(self.settings.terms)
         pyramid = encoder.pyramid(levels, self.bf16) if needs_pyramid else ()
         terms = self._contrasts(batch, levels, pyramid)
+        for name, contrast in (("hcl", self.holistic), ("lcl", self.local)):
+            if contrast is not None:
+                self._measures |= {f"{name}_{key}": value for key, value in contrast.measures.items()}
         if self.generator is not None:
             terms |= self._reconstructions(batch, levels, encoder)
         if "det" in self.settings.terms:

@@ -13,7 +13,7 @@ from pipeline.engine.schedule import Schedule, resolve_milestones
 from pipeline.pretrain.det_targets import class_names
 from pipeline.pretrain.settings import PretrainSettings, resolve_queue
 from pipeline.settings import setting
-from pipeline.stats.frequencies import categories_of_images
+from pipeline.stats.frequencies import CategoryFrequencies, categories_of_images
 from pipeline.stats.sampler import EpochSampler, build_sampler
 from pipeline.stats.settings import StatsSettings
 from pipeline.stats.tables import read_categories
@@ -48,14 +48,18 @@ class PretrainPlan:
         return read_annotations(self.job.annotations)
 
     @cached_property
+    def frequencies(self) -> CategoryFrequencies:
+        """Of the training split."""
+        return read_categories(self.job.stats / "categories.parquet")
+
+    @cached_property
     def sampler(self) -> EpochSampler:
         """Which images every epoch draws (eq. 4 for `drb`)."""
         settings = self.job.pretrain
-        frequencies = read_categories(self.job.stats / "categories.parquet")
         sizes = self.annotations.sizes_wh
         return build_sampler(
             settings.sampler,
-            frequencies,
+            self.frequencies,
             categories_of_images(self.annotations),
             settings.epochs,
             self.job.sampling,

@@ -1,6 +1,6 @@
 """From settings and files to a running pre-training, and from its last checkpoint to a detector."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.errors import UsageError
+from pipeline.pretrain.measures import RareShare, queue_age
 from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.momentum_schedule import MomentumSchedule
 from pipeline.pretrain.plan import PretrainJob as PretrainJob
@@ -93,10 +94,9 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         UsageError: the batch does not divide among the processes.
         InputError and its children: something is wrong with the inputs.
     """
-    job, settings = plan.job, plan.job.pretrain
+    settings = plan.job.pretrain
     share_of(settings.batch_size, process.world, settings.accumulate)
     model = build_step(plan, process.device)
-    alpha = alpha_schedule(settings.epochs, job.sampling)
     return Trainer(
         model,
         sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
@@ -107,8 +107,24 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
         hooks=[*hooks, MomentumSchedule(settings.contrast.momentum, settings.contrast.momentum_schedule)],
-        describe=lambda step: {"alpha": float(alpha[plan.schedule.epoch_of(step)])},
+        describe=_describe(plan),
     )
+
+
+def _describe(plan: PretrainPlan) -> Callable[[int], dict[str, float]]:
+    """What a history line says of its step beside losses: alpha, share of rare boxes, ages of the queues."""
+    settings, steps = plan.job.pretrain, plan.schedule.epoch_steps
+    alpha = alpha_schedule(settings.epochs, plan.job.sampling)
+    rare = RareShare(plan.annotations, plan.frequencies.frequency, plan.sampler, steps)
+    keys = (settings.batch_size, settings.batch_size * settings.contrast.boxes)
+    queues = [q for q in zip(("hcl", "lcl"), plan.queues, keys, strict=True) if q[0] in settings.terms]
+
+    def describe(step: int) -> dict[str, float]:
+        ages = {f"{name}_queue_age": queue_age(step, size, per_step) for name, size, per_step in queues}
+        epoch = plan.schedule.epoch_of(step)
+        return {"alpha": float(alpha[epoch]), "rare_share": rare.of_step(step), **ages}
+
+    return describe
 
 
 def publish(plan: PretrainPlan, state: dict[str, Any], folder: Path) -> None:
