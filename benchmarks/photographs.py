@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "benchmarks/photographs-r18.yaml"
 DATA = Path(os.environ.get("TWODRCL_DATA", ROOT / "../shared/data")).resolve()
 METRICS = ("bbox_AP", "bbox_APr", "bbox_APc", "bbox_APf")
-COLUMNS = ("run", "seeds", "images_drawn", *METRICS, "bbox_APr_over_ce", "spread_of_APr")
+OVER_CE = ("bbox_APr_over_ce", "low", "high", "p")  # the interval is that of the first seed's images
+COLUMNS = ("run", "seeds", "images_drawn", *METRICS, *OVER_CE, "spread_of_APr")
 
 
 def main() -> None:
@@ -97,13 +98,26 @@ def row_of(work: Path, run: str) -> dict[str, Any]:
     row["images_drawn"] = drawn(folders[0], run)
     for key in METRICS:
         row[key] = mean([values.get(key) for values in found])
-    tails = [values["bbox_APr"] for values in found]
-    bases = [(metrics_of(folder, "ce") or {}).get("bbox_APr") for folder in folders]
-    row["bbox_APr_over_ce"] = mean(
-        [None if b is None or t is None else t - b for t, b in zip(tails, bases, strict=True)]
-    )
-    row["spread_of_APr"] = statistics.stdev(t for t in tails if t is not None) if len(tails) > 1 else None
+    row |= over_ce(folders, run)
+    tails = [v for values in found if (v := values.get("bbox_APr")) is not None]
+    row["spread_of_APr"] = statistics.stdev(tails) if len(tails) > 1 else None
     return row
+
+
+def over_ce(folders: Sequence[Path], run: str) -> dict[str, float | None]:
+    """How much better the tail is than ce's: mean over the seeds; interval and p value of the first seed."""
+    from pipeline.evaluation.intervals import paired
+
+    found = []
+    for folder in folders:
+        sides = [metrics_of(folder, name) for name in ("ce", run)]
+        if run != "ce" and sides[0] is not None and sides[1] is not None:
+            places = [folder / f"artifacts/evaluate/{name}" for name in ("ce", run)]
+            found.append(paired(places[0], places[1], [side or {} for side in sides])["bbox_APr"])
+    if not found:
+        return {}
+    low, high = found[0].interval or (None, None)
+    return dict(zip(OVER_CE, (mean([each.value for each in found]), low, high, found[0].p), strict=True))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
