@@ -119,7 +119,7 @@ def _introduce(name: str, plans: list[FinetunePlan]) -> None:
     _say_start(name, plans[0])
     for plan in plans[1:]:
         build_untrained(plan)
-    for warning in dict.fromkeys(warning for plan in plans for warning in plan.warnings()):
+    for warning in dict.fromkeys(w for plan in plans for w in (*plan.warnings(), *plan.loss_warnings())):
         warn(warning)
     first = plans[0]
     for remark in first.annotations.mask_remarks() if first.job.detector.type == "mask-rcnn" else ():

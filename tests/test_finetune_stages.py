@@ -722,6 +722,22 @@ def test_divergence_ends_with_5_and_publishes_nothing(
     assert not (project / "artifacts/finetune/hot").exists()
 
 
+def test_a_threshold_of_lvis_on_a_small_data_set_is_warned_of(
+    project: Path, tdrcl: Callable[..., Any]
+) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    loud, quiet = {"lambda_": 0.0011}, {"lambda_": 0.9}
+    content["finetune"]["runs"] = {
+        "loud": {"method": "eql", "init": "none", "loss": loud},
+        "quiet": {"method": "droploss", "init": "none", "loss": quiet},
+    }
+    (project / "few.yaml").write_text(yaml.safe_dump(content))
+    said = [
+        tdrcl("finetune", "--run", run, "--params", "few.yaml", "--dry-run").err for run in ("loud", "quiet")
+    ]
+    assert "eql: every category is in at least lambda_ = 0.0011" in said[0] and "lambda_" not in said[1]
+
+
 def test_correcting_twice_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any sampler goes with any loss, but a loss that knows frequencies needs no sampler that does."""
     monkeypatch.setattr(FinetunePlan, "sampler", type("Sampler", (), {"all_ones": False})())

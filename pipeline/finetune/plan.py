@@ -172,18 +172,39 @@ class FinetunePlan:
         asked = self.job.finetune.weight_decay
         return self.method.weight_decay if asked == "method" else asked
 
-    def model_config(self) -> dict[str, Any]:
-        """MMDetection's config of the detector with the method's heads."""
-        num_classes = len(self.annotations.category_ids)
+    def loss_warnings(self) -> list[str]:
+        """A threshold of LVIS under which a small data set has no category: EQL and DropLoss spare none."""
+        threshold, shares = self.loss_config.get("lambda_"), self.frequencies.f_image
+        if threshold is None or (shares < threshold).any():
+            return []
+        return [
+            f"{self.method.name}: every category is in at least lambda_ = {threshold:g} of the images (the "
+            f"rarest in {shares.min():.2g}): none is spared; set finetune.runs.NAME.loss: {{lambda_: ...}}"
+        ]
+
+    @property
+    def loss_config(self) -> dict[str, Any]:
+        """Settings of the classification loss."""
+        loss: dict[str, Any] = self._box_head.get("loss_cls", {})
+        return loss
+
+    @cached_property
+    def _box_head(self) -> dict[str, Any]:
         counts = ClassCounts(
             self.frequencies.image_count.tolist(),
             self.frequencies.instance_count.tolist(),
             self.frequencies.num_images,
         )
+        num_classes = len(self.annotations.category_ids)
+        return self.method.bbox_head(num_classes, counts, self.job.seed, self.epochs)
+
+    def model_config(self) -> dict[str, Any]:
+        """MMDetection's config of the detector with the method's heads."""
+        num_classes = len(self.annotations.category_ids)
         config = model_config(
             replace(self.job.detector, score_threshold=self._score_threshold),
             num_classes,
-            box_head=self.method.bbox_head(num_classes, counts, self.job.seed, self.epochs),
+            box_head=self._box_head,
             mask_head=self.method.mask_head(num_classes),
         )
         if self.method.roi_head is not None:
