@@ -53,6 +53,10 @@ class EnvironmentProblem(TwoDRCLError):
     exit_code = 4
 
 
+class MachineFailed(EnvironmentProblem):
+    """Memory, a loader process or another process of the run gave out in the middle of work (exit 4)."""
+
+
 class Diverged(TwoDRCLError):
     """A loss or gradient is not finite; the weights of the step before are untouched (exit 5).
 

@@ -17,13 +17,17 @@ from typing import Any
 
 from pipeline.artifacts import disk_errors, write_json
 from pipeline.engine.distributed import leave
-from pipeline.errors import Stopped, TwoDRCLError, UsageError
+from pipeline.engine.failures import GROUP_FAILED
+from pipeline.errors import MachineFailed, Stopped, TwoDRCLError, UsageError
 from pipeline.settings import to_plain
 from stages import jobs
 from stages.machine import Machine, in_group, is_first
 
 LOCK = "lock"
 SAME_COMMAND = "the same command continues from here"
+OUT_OF_MEMORY = "signal 9 that nobody sent is the kernel's, for want of memory: fewer processes or workers"
+# torchrun's account of the first failure; a process that raised ends with a code of its own
+_KILLED = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: -(\d+)", re.DOTALL)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -77,7 +81,7 @@ def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
         _pass_on(child, log)
         code = child.wait()
     if code:
-        raise _first_error(work, code, log, was_signalled=bool(forwarded))
+        raise _first_error(work, code, log, world, was_signalled=bool(forwarded))
 
 
 def die_with_parent() -> None:
@@ -136,15 +140,22 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _first_error(work: Path, code: int, log: Path, was_signalled: bool) -> TwoDRCLError:
+def _first_error(work: Path, code: int, log: Path, world: int, was_signalled: bool) -> TwoDRCLError:
     """The error of the process that failed first, as it was raised there.
 
     When a process is killed, torchrun stops the others by a signal: they report that, it reports nothing.
     """
-    reports = [json.loads(path.read_text()) for path in work.glob("error-*.json")]
+    by_rank = {
+        int(p.stem.removeprefix("error-")): json.loads(p.read_text()) for p in work.glob("error-*.json")
+    }
+    reports = list(by_rank.values())
     if was_signalled and not reports:
         return Stopped("stopped by a signal before the first step", SAME_COMMAND)
     if not was_signalled:
+        killed = _KILLED.search(log.read_text()) if log.exists() else None
+        if killed:
+            died = f"process {killed[1]} of the run died of signal {killed[2]}"
+            return MachineFailed(died, f"{OUT_OF_MEMORY}; {SAME_COMMAND}")
         reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
     if not reports:
         tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
@@ -152,6 +163,9 @@ def _first_error(work: Path, code: int, log: Path, was_signalled: bool) -> TwoDR
             f"a process of the run died; torchrun ended with code {code}\n{tail}", f"see {log}"
         )
     report = min(reports, key=lambda r: r["time"])
+    silent = [str(rank) for rank in range(world) if rank not in by_rank]
+    if silent and GROUP_FAILED in report["message"]:  # one that was stopped, or hangs in a driver
+        report["hint"] += f"; no word from process {', '.join(silent)}"
     error = TwoDRCLError(report["message"], report["hint"])
     error.exit_code = report["exit_code"]
     return error

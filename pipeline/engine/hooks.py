@@ -14,7 +14,7 @@ from pipeline.artifacts import disk_errors, write_bytes, write_json
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import any_process, barrier, is_same_everywhere
 from pipeline.engine.loop import Hook, Record, Trainer
-from pipeline.errors import Diverged, InputError, Stopped
+from pipeline.errors import Diverged, InputError, MachineFailed, Stopped, first_ten
 
 LOG = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ class StopOnSignal(Hook):
 
 class DebugBundle(Hook):
     """When the run diverges, writes what to look at: step, epoch, rate, losses of each process, image ids.
+    When the machine gives out (memory, a loader), the error names the step's images.
 
     Args:
         path: json; the first process writes it, and the error's hint names it.
@@ -134,6 +135,8 @@ class DebugBundle(Hook):
         self.path, self.images = path, images
 
     def on_failure(self, trainer: Trainer, problem: BaseException) -> None:
+        if isinstance(problem, MachineFailed):
+            problem.hint += f"; images of that step: {first_ten([int(i) for i in self.images(trainer.step)])}"
         # a box that is not finite raises inside the forward, on one process alone and without losses
         if not isinstance(problem, Diverged) or (problem.losses and not trainer.process.is_first):
             return

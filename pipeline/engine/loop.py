@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.engine.distributed import Process, gather_rows, sum_over_processes
+from pipeline.engine.failures import ending_loaders, explained, sizes_of, smaller_parts
 from pipeline.engine.schedule import Schedule
 from pipeline.errors import Diverged, InputError
 
@@ -91,6 +92,7 @@ class Trainer:
         self.hooks, self.describe, self.accumulate = list(hooks), describe, accumulate
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
+        self._batch: Batch | None = None
         self._forward: Callable[[Batch], dict[str, Tensor]] = model
         if process.world > 1:
             # the hand-written broadcast of buffers is not wanted: queues are equal by construction
@@ -103,11 +105,13 @@ class Trainer:
 
         Raises:
             Diverged: a loss or a gradient is not finite on some process; weights are those before that step.
+            MachineFailed: a GPU's memory, a loader or another process gave out.
         """
         try:
             for hook in self.hooks:
                 hook.before_train(self)
-            self._run_steps()
+            with ending_loaders(), explained(self._where, self._memory_hint):
+                self._run_steps()
         except BaseException as problem:
             for hook in self.hooks:
                 hook.on_failure(self, problem)
@@ -119,10 +123,22 @@ class Trainer:
         left = self.schedule.total - self.step
         if left:
             for batch in islice(self.batches(self.step), left):
+                self._batch = batch
                 record = self._run_step(batch)
+                self._batch = None
                 for hook in self.hooks:
                     hook.after_step(self, record)
         assert self.step == self.schedule.total, f"batches end at step {self.step} of {self.schedule.total}"
+
+    def _where(self) -> str:
+        """The step, and what it computes on; between two steps the next one's batch is being loaded."""
+        if self._batch is None:
+            return f"step {self.step}, loading its images"
+        parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+        return f"step {self.step}, {sizes_of(self._batch)}{parts}"
+
+    def _memory_hint(self) -> str:
+        return smaller_parts(0 if self._batch is None else len(self._batch), self.accumulate)
 
     def _run_step(self, batch: Batch) -> Record:
         lr = self.schedule.lr(self.step)

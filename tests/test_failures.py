@@ -1,0 +1,143 @@
+"""A machine that gives out in the middle of a step: one line, what to change, exit code 4, nothing lost."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_hooks import bundle, run_toy
+from test_loop import ALONE, SCHEDULE, Toy, rows_of, same, toy_trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.data import loading
+from pipeline.data.loading import BatchSource
+from pipeline.engine.checkpoint import CheckpointFolder
+from pipeline.engine.failures import sizes_of, smaller_parts
+from pipeline.errors import MachineFailed, TwoDRCLError
+
+
+class Gives(Toy):
+    """Raises at a step, in the forward or after the optimizer."""
+
+    def __init__(self, problem: BaseException, step: int) -> None:
+        super().__init__()
+        self.problem, self.left = problem, step
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        self.left -= 1
+        if self.left < 0:
+            raise self.problem
+        return super().forward(rows)
+
+
+OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 80.\nSecond line")
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_gpu_memory(step: int, tmp_path: Path) -> None:
+    with pytest.raises(MachineFailed) as caught:
+        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), model=Gives(OOM, step))
+    error = caught.value
+    assert error.exit_code == 4 and "Second" not in error.message
+    where = f"step {step}, a batch of shape (8, 3)"
+    assert error.message.startswith(f"{where}: out of GPU memory: CUDA out of memory. Tried")
+    assert error.hint.startswith("set accumulate: 2 (the same batch in more parts)")
+    assert f"images of that step: {100 * step}, {100 * step + 1}, " in error.hint
+    assert not (tmp_path / "diverged.json").exists()
+    if step:  # what was saved is whole, and the run goes on to what it would have been
+        assert CheckpointFolder(tmp_path / "checkpoints").newest_step() == 4
+        assert same(run_toy(tmp_path).state(), run_toy(tmp_path / "other").state())
+
+
+def test_parts_that_are_offered_divide_the_batch() -> None:
+    assert smaller_parts(9, 1).startswith("set accumulate: 3 ")
+    assert smaller_parts(8, 2).startswith("set accumulate: 4 ")
+    assert smaller_parts(4, 4).startswith("set smaller short_sides")
+
+
+def test_sizes_of_samples_are_those_of_their_canvas() -> None:
+    samples = [SimpleNamespace(canvas_wh=(1216, 800))] * 3
+    assert sizes_of(samples) == "3 images on 1216 x 800 pixels" and sizes_of([1, 2]) == "2 images"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/x/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms for recv operation",
+        "[/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2323",
+        "NCCL communicator was aborted on rank 1.",
+    ],
+)
+def test_a_group_that_broke(text: str) -> None:
+    with pytest.raises(
+        MachineFailed, match=r"step 3, .*: another process of the run died or hangs: "
+    ) as caught:
+        toy_trainer(model=Gives(RuntimeError(text), 3)).train()
+    assert caught.value.exit_code == 4 and "continues" in caught.value.hint
+
+
+def test_any_other_runtime_error_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="shape") as caught:
+        toy_trainer(model=Gives(RuntimeError("shape mismatch"), 3)).train()
+    assert not isinstance(caught.value, TwoDRCLError)
+
+
+class Order:
+    """Eight images an epoch, in order."""
+
+    def steps(self, epoch: int) -> np.ndarray:
+        return np.arange(SCHEDULE.epoch_steps[epoch] * 8).reshape(-1, 8)
+
+
+class Rows(Dataset[np.ndarray]):
+    """A row for each draw; what happens to the worker at the sixteenth is `fate`."""
+
+    def __init__(self, fate: Callable[[], None]) -> None:
+        self.fate = fate
+
+    def __getitem__(self, draw: Any) -> np.ndarray:
+        if draw.image == 16:
+            self.fate()
+        return rows_of(draw.epoch)[draw.image % 8].numpy()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("fate", "says"), [(die, "DataLoader worker"), (hang, "timed out after 1 seconds")])
+def test_a_loader_that_dies_or_hangs(
+    fate: Callable[[], None], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "TIMEOUT_S", 1)
+    sizes = np.full((64, 2), 64)
+    source = BatchSource(Rows(fate), Order(), SCHEDULE, sizes, (64,), 64, process=ALONE, workers=2)
+
+    def batches(start: int) -> Iterator[Tensor]:
+        for rows in source(start):
+            yield torch.from_numpy(np.stack(rows))
+
+    began = time.monotonic()
+    with pytest.raises(MachineFailed, match=says) as caught:
+        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), batches=batches)
+    step = int(re.match(r"step (\d), ", caught.value.message)[1])
+    assert step <= 2 and (fate is die or step == 2)  # loaders are ahead, and a death is noticed at once
+    assert caught.value.exit_code == 4 and f"images of that step: {100 * step}, " in caught.value.hint
+    assert fate is die or CheckpointFolder(tmp_path / "checkpoints").newest_step() == 2
+    assert time.monotonic() - began < 20
+    for process in multiprocessing.active_children():
+        process.join(5)
+    assert not multiprocessing.active_children()
