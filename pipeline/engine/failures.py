@@ -80,7 +80,7 @@ def ending_loaders() -> Iterator[None]:
     before = set(multiprocessing.active_children())
     try:
         yield
-    except BaseException:
+    except (Exception, KeyboardInterrupt):  # not the close of a generator, whose consumer has processes too
         started: Sequence[Any] = [p for p in multiprocessing.active_children() if p not in before]
         for process in started:
             process.kill()
