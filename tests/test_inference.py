@@ -22,7 +22,7 @@ from pipeline.detectors.inference import (
     encode_masks,
 )
 from pipeline.detectors.settings import DetectorSettings
-from pipeline.errors import InputError, MissingInput
+from pipeline.errors import InputError, MachineFailed, MissingInput
 from pipeline.settings import build
 
 SIZES_WH = [(80, 60), (80, 60), (60, 80), (97, 51), (80, 60), (80, 60), (80, 60)]
@@ -239,3 +239,17 @@ def test_what_comes_before_a_missing_image_is_detected(
         for one in detect(faster, annotations, tmp_path / "images", TEST_WH, CPU):
             found.append(one.image)
     assert found == [0, 1, 2]
+
+
+def test_gpu_memory_that_gives_out_says_what_to_change(
+    split: tuple[Annotations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("faster-rcnn")
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "predict", exhausted)
+    with pytest.raises(MachineFailed, match="detecting: out of GPU memory: CUDA") as caught:
+        list(detect(model, *split, TEST_WH, CPU))
+    assert caught.value.exit_code == 4 and "long_side" in caught.value.hint

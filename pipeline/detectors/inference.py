@@ -24,6 +24,7 @@ from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.data.views import Geometry, limit_wh, resized_wh
 from pipeline.detectors.one_stage import in_parts
+from pipeline.engine.failures import ending_loaders, explained
 from pipeline.errors import TwoDRCLError
 
 DIVISOR = 32  # sides of a canvas
@@ -122,11 +123,12 @@ def detect_batches(
 
     Raises:
         MissingInput, InputError: as `detect`.
+        MachineFailed: the GPU's memory, or a loader process, gave out.
     """
     loader = _loader(_TestViews(annotations, images, test_wh), batches, workers)
     unread: deque[Future[list[Detections]]] = deque()
     problem: TwoDRCLError | None = None
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader, ending_loaders(), explained(lambda: "detecting", _memory_hint):
         for positions, views in zip(batches, loader, strict=True):
             if isinstance(views, TwoDRCLError):
                 problem = views
@@ -140,6 +142,10 @@ def detect_batches(
             yield from future.result()
     if problem is not None:  # after all that came before it
         raise problem
+
+
+def _memory_hint() -> str:
+    return "set a smaller long_side and short_sides, or use a larger GPU"
 
 
 def batches_of_one_canvas(

@@ -7,7 +7,8 @@ answer; another process of the run that died or hangs.  Everything else passes a
 import contextlib
 import multiprocessing
 import re
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -81,7 +82,11 @@ def ending_loaders() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt):  # not the close of a generator, whose consumer has processes too
-        started: Sequence[Any] = [p for p in multiprocessing.active_children() if p not in before]
-        for process in started:
-            process.kill()
+        # torch answers the death of a loader with an error of its own, wherever the main thread is then
+        answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+                process.join()
+        signal.signal(signal.SIGCHLD, answer)
         raise
