@@ -562,11 +562,23 @@ def test_protocol_is_the_files_unless_asked(tmp_path: Path) -> None:
         scored(tmp_path, content, results, protocol="lvis-fixed")
 
 
-def test_a_damaged_mask_of_an_object_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["fast", "official"])
+@pytest.mark.parametrize(
+    ("segmentation", "says"),
+    [
+        ({"size": [160, 160], "counts": "zz!!~~"}, r"does not fill its image in annotations {id}$"),
+        ({"size": [80, 160], "counts": [12800]}, r"of annotation {id}: size \[80, 160\] is not the image's"),
+        ([[1, 1]], r"of annotation {id}: not polygons"),
+    ],
+)
+def test_a_damaged_mask_of_an_object_is_named(
+    tmp_path: Path, segmentation: Any, says: str, engine: str
+) -> None:
     content, results = with_masks(*random_lvis(1))
-    content["annotations"][2]["segmentation"] = {"size": [160, 160], "counts": "zz!!~~"}
-    with pytest.raises(InputError, match=f"annotations {content['annotations'][2]['id']}$"):
-        scored(tmp_path, content, results)
+    content["annotations"][2]["segmentation"] = segmentation
+    told = says.replace("{id}", str(content["annotations"][2]["id"]))
+    with pytest.raises(InputError, match=rf"annotations\.json: segmentation {told}"):
+        scored(tmp_path, content, results, engine=engine)
 
 
 def test_numpy_logging_and_stdout_are_left_alone(

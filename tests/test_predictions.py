@@ -109,6 +109,9 @@ def test_masks_in_three_spellings_are_one_mask(tmp_path: Path, annotations: Anno
         ({"bbox": [1, 2, 3, None]}, "bbox is not four numbers"),
         ({"bbox": "1 2 3 4"}, "bbox is not four numbers"),
         ({"bbox": [1, 2, float("inf"), 4]}, "bbox is NaN or infinite"),
+        ({"score": 10**400}, "score is NaN or infinite in detections 1"),
+        ({"bbox": [1, 2, 10**400, 4]}, "bbox is NaN or infinite"),
+        ({"bbox": [1, 2, 1e300, 1e300]}, "bbox has a number beyond 1e\\+09 pixels"),
         ({"bbox": [9, 2, -3, 4]}, "bbox has a negative size"),
         ({"bbox": []}, "bbox is missing"),
         ({"segmentation": [[1, 1, 5, 1, 5, 5]]}, "segmentation is missing, others have one in detections 0"),
@@ -157,6 +160,7 @@ def test_unknown_ids_are_another_data_set(tmp_path: Path, annotations: Annotatio
         ("[{", "not valid JSON"),
         ('{"annotations": []}', "holds a dict, not a list"),
         ("[1, 2]", "is not a record with keys in detections 0, 1"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, annotations: Annotations, content: str, says: str) -> None:

@@ -97,7 +97,7 @@ def score(
 
     Raises:
         MismatchedInput: LVIS protocol without federated fields, letters or counts of other categories.
-        InputError: some annotations have masks and others none.
+        InputError: some annotations have masks and others none, or damaged ones.
         UsageError: coco-lt without counts.
     """
     protocol = default_protocol(annotations) if settings.protocol == "auto" else settings.protocol
@@ -110,7 +110,10 @@ def score(
     metrics: dict[str, float | None] = {}
     per_category: dict[int, dict[str, float | None]] = {int(c): {} for c in annotations.category_ids}
     judgements: dict[str, Judgement] = {}
-    for kind in _kinds(annotations, predictions, settings):
+    kinds = _kinds(annotations, predictions, settings)
+    if "segm" in kinds:
+        _ = truth.masks  # official evaluators score damaged ones, or stop: they are refused for every engine
+    for kind in kinds:
         limits = _limits(protocol, cap)
         if settings.engine == "official":
             scores = official.category_scores(annotations, predictions, protocol, kind, (*limits, cap))

@@ -47,7 +47,7 @@ def read_columns(path: Path) -> Columns | None:
     try:
         records = msgspec.json.decode(path.read_bytes(), type=list[msgspec.Raw])
         return _joined(records)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, OverflowError, RecursionError):
         return None
 
 

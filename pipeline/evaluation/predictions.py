@@ -10,6 +10,7 @@ Shapes: N detections in file order, which breaks ties of equal scores.
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.errors import InputError, MismatchedInput, MissingInput, first_ten
 from pipeline.evaluation.mask_counts import is_damaged
 from pipeline.evaluation.prediction_records import Mask, Record, encoded, read_columns
 
+LARGEST = 1e9  # pixels: no image is that large, and areas of such boxes lose what they are compared by
 RLE = dict[str, Any]  # {"size": [height, width], "counts": compressed text}
 
 
@@ -196,6 +198,8 @@ def _load(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"predictions {path} is a folder, not a json file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{path} is not valid JSON: {problem}", "was the file written to its end?") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply for a list of detections") from None
     hint = "the COCO results format is a list of {image_id, category_id, bbox, score}"
     if not isinstance(content, list):
         raise InputError(f"{path} holds a {type(content).__name__}, not a list of detections", hint)
@@ -236,7 +240,7 @@ def _positions(ids: np.ndarray, known: np.ndarray, key: str, path: Path) -> np.n
 def _scores(records: list[dict[str, Any]], path: Path) -> np.ndarray:
     _refuse(["score" not in r for r in records], "score is missing", path)
     _refuse([type(r["score"]) not in (int, float) for r in records], "score is not a number", path)
-    scores = np.array([r["score"] for r in records], dtype=np.float64)
+    scores = np.array([_float(r["score"]) for r in records])
     _refuse(~np.isfinite(scores), "score is NaN or infinite", path)
     return scores
 
@@ -288,14 +292,24 @@ def _boxes(records: list[dict[str, Any]], masks: list[RLE] | None, path: Path) -
         boxes = [coco_mask.toBbox(m).tolist() if b is None else b for b, m in zip(boxes, masks, strict=True)]
     _refuse([b is None for b in boxes], "bbox is missing", path)
     _refuse([not _is_quadruple(b) for b in boxes], "bbox is not four numbers", path)
-    return _checked(np.array(boxes, dtype=np.float64).reshape(-1, 4), path)
+    return _checked(np.array([_float(v) for b in boxes for v in b or ()]).reshape(-1, 4), path)
 
 
 def _checked(xywh: np.ndarray, path: Path) -> np.ndarray:
     _refuse(~np.isfinite(xywh).all(axis=1), "bbox is NaN or infinite", path)
+    too_far = (np.abs(xywh) > LARGEST).any(axis=1)
+    _refuse(too_far, f"bbox has a number beyond {LARGEST:.0e} pixels", path)
     hint = "bbox is x, y, width, height, not x1, y1, x2, y2"
     _refuse((xywh[:, 2:] < 0).any(axis=1), "bbox has a negative size", path, hint)
     return xywh
+
+
+def _float(number: float) -> float:
+    """JSON's whole numbers may be larger than any float: those are infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def _is_quadruple(box: Any) -> bool:

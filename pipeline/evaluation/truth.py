@@ -8,6 +8,7 @@ Shapes: I images, C categories, G objects in file order.
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -45,6 +46,7 @@ class Truth:
     is_crowd: np.ndarray  # (G,) bool
     records: list[_Record]
     sizes_wh: np.ndarray  # (I, 2) int64
+    path: Path  # of the file, for messages
 
     def take(self, rows: np.ndarray) -> "Truth":
         """The objects at positions `rows`, in that order."""
@@ -63,22 +65,28 @@ class Truth:
         """G run-length encoded masks.
 
         Raises:
-            InputError: one does not fill its image; lists the first ten ids.
+            InputError: one is no mask, or does not fill its image; lists the first ten ids.
         """
         masks = [
-            _mask(record, self.sizes_wh[image])
+            _mask(record, self.sizes_wh[image], self.path)
             for record, image in zip(self.records, self.images, strict=True)
         ]
         pixels = self.sizes_wh.astype(np.int64).prod(axis=1)[self.images]
         damaged = np.flatnonzero(is_damaged([mask["counts"] for mask in masks], pixels))
         if len(damaged):
             ids: list[object] = [self.records[row].id for row in damaged.tolist()]
-            raise InputError(f"segmentation does not fill its image in annotations {first_ten(ids)}")
+            raise InputError(
+                f"{self.path}: segmentation does not fill its image in annotations {first_ten(ids)}"
+            )
         return masks
 
 
 def read_truth(annotations: Annotations) -> Truth:
-    """The objects of a file that `read_annotations` has checked."""
+    """The objects of a file that `read_annotations` has checked.
+
+    Raises:
+        InputError: an object without an area has a segmentation that is no mask of its image.
+    """
     records = msgspec.json.decode(annotations.path.read_bytes(), type=_File).annotations
     images = _positions([r.image_id for r in records], annotations.image_ids)
     sizes = annotations.sizes_wh
@@ -86,10 +94,14 @@ def read_truth(annotations: Annotations) -> Truth:
         images=images,
         labels=_positions([r.category_id for r in records], annotations.category_ids),
         boxes_xywh=np.array([r.bbox for r in records], dtype=np.float64).reshape(-1, 4),
-        areas=np.array([_area(r, sizes[i]) for r, i in zip(records, images, strict=True)], dtype=np.float64),
+        areas=np.array(
+            [_area(r, sizes[i], annotations.path) for r, i in zip(records, images, strict=True)],
+            dtype=np.float64,
+        ),
         is_crowd=np.array([bool(r.iscrowd) for r in records], dtype=bool),
         records=records,
         sizes_wh=sizes,
+        path=annotations.path,
     )
 
 
@@ -98,16 +110,19 @@ def _positions(ids: list[int], known: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(known[order], np.array(ids, dtype=np.int64))].astype(np.int64)
 
 
-def _area(record: _Record, size_wh: np.ndarray) -> float:
+def _area(record: _Record, size_wh: np.ndarray, path: Path) -> float:
     if record.area is not None:
         return record.area
     if _segmentation(record):
-        return float(coco_mask.area(_mask(record, size_wh)))
+        return float(coco_mask.area(_mask(record, size_wh, path)))
     return record.bbox[2] * record.bbox[3]
 
 
-def _mask(record: _Record, size_wh: np.ndarray) -> RLE:
-    return to_rle(_segmentation(record), int(size_wh[1]), int(size_wh[0]))
+def _mask(record: _Record, size_wh: np.ndarray, path: Path) -> RLE:
+    try:
+        return to_rle(_segmentation(record), int(size_wh[1]), int(size_wh[0]))
+    except ValueError as problem:
+        raise InputError(f"{path}: segmentation of annotation {record.id}: {problem}") from None
 
 
 def _segmentation(record: _Record) -> Any:
