@@ -135,6 +135,8 @@ def test_what_is_missing_is_named_with_its_command(project, gone):
         ("evaluate/ecm/manifest.json", '{"inputs": 3, "settings": [1]}'),
         ("evaluate/ecm/predictions.json", "{}"),
         ("evaluate/ecm/figures/per_category.csv", "category_id\nx\n,\n"),
+        ("evaluate/ecm/figures/per_category.csv", "category_id,bbox_AP\n1.5,3\n"),
+        ("analyze/ecm/figures/weight_norms.csv", "run,category_id,norm\necm,x,1\n"),
         ("analyze/ecm/errors.json", '{"all": {"n": "x", "correct": 4}, "r": []}'),
         ("analyze/ecm/errors.json", "null"),
         ("analyze/ecm/detections.csv", "\x00\x01"),

@@ -118,6 +118,11 @@ def test_nothing_found(tmp_path: Path) -> None:
     assert made.groups["c"] == dict.fromkeys(("ap50", *MAIN, *SPECIAL))  # no hats at all
 
 
+def test_nothing_to_find(tmp_path: Path) -> None:
+    made = tide(*written(tmp_path, [], [found(OBJECT, CUP, score=0.8)]))
+    assert made.groups["all"] == dict.fromkeys(("ap50", *MAIN, *SPECIAL))
+
+
 @pytest.mark.parametrize("protocol", ["lvis", "coco"])
 @pytest.mark.parametrize("seed", range(3))
 def test_ap50_is_the_official_one(tmp_path: Path, seed: int, protocol: str) -> None:

@@ -28,7 +28,7 @@ from pipeline.evaluation.summary import (
     plain,
     summarize,
 )
-from pipeline.evaluation.truth import read_truth
+from pipeline.evaluation.truth import Truth, read_truth
 
 LIMITS = {"coco": (1, 10), "coco-lt": (1, 10), "lvis": (), "lvis-fixed": ()}  # of AR, beside the cap
 
@@ -110,10 +110,7 @@ def score(
     metrics: dict[str, float | None] = {}
     per_category: dict[int, dict[str, float | None]] = {int(c): {} for c in annotations.category_ids}
     judgements: dict[str, Judgement] = {}
-    kinds = _kinds(annotations, predictions, settings)
-    if "segm" in kinds:
-        _ = truth.masks  # official evaluators score damaged ones, or stop: they are refused for every engine
-    for kind in kinds:
+    for kind in _kinds(annotations, truth, predictions, settings):
         limits = _limits(protocol, cap)
         if settings.engine == "official":
             scores = official.category_scores(annotations, predictions, protocol, kind, (*limits, cap))
@@ -178,7 +175,7 @@ def _named_cap(protocol: str, cap: int) -> int | None:
 
 
 def _kinds(
-    annotations: Annotations, predictions: Predictions, settings: EvaluationSettings
+    annotations: Annotations, truth: Truth, predictions: Predictions, settings: EvaluationSettings
 ) -> tuple[str, ...]:
     """What can be scored: boxes always, masks where both sides have them."""
     if settings.masks == "never" or not predictions.has_masks:
@@ -192,6 +189,7 @@ def _kinds(
             f"{annotations.path}: annotations without segmentation: {first_ten(without)}",
             "complete them, or score boxes only with masks: never",
         )
+    _ = truth.masks  # official evaluators score damaged ones, or stop: they are refused for every engine
     return ("bbox", "segm")
 
 

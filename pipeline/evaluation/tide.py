@@ -139,7 +139,8 @@ def _fixes(
 
 def _first_takers(wanted: np.ndarray, scores: np.ndarray, is_taken: np.ndarray) -> np.ndarray:
     """(D,) bool: the object it wants is free, and no detection with a better score wants it."""
-    rows = np.flatnonzero((wanted != NOBODY) & ~is_taken[wanted])
+    rows = np.flatnonzero(wanted != NOBODY)
+    rows = rows[~is_taken[wanted[rows]]]
     rows = rows[np.argsort(-scores[rows], kind="stable")]
     _, first = np.unique(wanted[rows], return_index=True)
     takes = np.zeros(len(wanted), dtype=bool)
@@ -155,7 +156,8 @@ def _ap50(annotations: Annotations, chosen: Predictions, found: Matched, fix: _F
     if fix.taken is not None:
         given = fix.taken != NOBODY
         is_right = is_right | given
-        labels = np.where(given, annotations.labels[fix.taken], labels)
+        labels = labels.copy()
+        labels[given] = annotations.labels[fix.taken[given]]
     if fix.out is not None:
         stays = stays & ~fix.out
     counted = ~annotations.is_crowd

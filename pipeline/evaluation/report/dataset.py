@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.report.reader import Reader, number
+from pipeline.evaluation.report.reader import Reader
 from pipeline.stats.tables import read_categories, read_repeat_factors
 
 TODO = "2drcl stats"
@@ -81,7 +81,6 @@ def scored_categories(reader: Reader, runs: Sequence[str]) -> Categories:
             ("category_id", "name"),
             optional=True,
         )
-        rows = [row for row in rows if number(row.get("category_id")) is not None]
         if rows:
             return Categories(
                 ids=[int(row["category_id"]) for row in rows],

@@ -6,6 +6,7 @@ A report is most wanted when something went wrong, so nothing that lies in a fil
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class Reader:
     def rows(
         self, name: str, what: str, todo: str, columns: tuple[str, ...], *, optional: bool = False
     ) -> list[dict[str, str]]:
-        """The rows of a CSV file, by column name; one without `columns` is damaged."""
+        """The rows of a CSV file, by column name; damaged without `columns`, or where an id is no number."""
         return self._read(name, what, todo, lambda path: _rows(path, columns), optional) or []
 
     def value(self, name: str, what: str, todo: str, parse: Callable[[Path], T]) -> T | None:
@@ -113,4 +114,8 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         lacking = [name for name in columns if name not in (table.fieldnames or ())]
         if lacking:
             raise ValueError(f"it has no column {', '.join(lacking)}")
-        return [dict(row) for row in table]
+        rows = [dict(row) for row in table]
+    for place, row in enumerate(rows, start=1):
+        if "category_id" in columns and not re.fullmatch(r"-?\d{1,18}", row["category_id"] or ""):
+            raise ValueError(f"row {place} has no whole number as category_id: {row['category_id']!r}")
+    return rows

@@ -125,11 +125,7 @@ def _categories(reader: Reader, name: str) -> dict[int, dict[str, float | None]]
         ("category_id", "bbox_AP"),
     )
     keys = [f"{kind}_{key}" for kind in ("bbox", "segm") for key in KEYS]
-    return {
-        int(row["category_id"]): {key: number(row[key]) for key in keys if key in row}
-        for row in rows
-        if number(row.get("category_id")) is not None
-    }
+    return {int(row["category_id"]): {key: number(row[key]) for key in keys if key in row} for row in rows}
 
 
 def _errors(reader: Reader, name: str, content: Mapping[str, Any], todo: str) -> dict[str, dict[str, Any]]:
@@ -163,7 +159,7 @@ def _judged(reader: Reader, name: str) -> dict[int, dict[str, int]]:
     )
     counts: dict[int, Counter[str]] = {}
     for row in rows:
-        if number(row.get("category_id")) is not None and row.get("type") in TYPES:
+        if row["type"] in TYPES:
             counts.setdefault(int(row["category_id"]), Counter())[row["type"]] += 1
     return {category: dict(found) for category, found in counts.items()}
 
@@ -180,8 +176,8 @@ def _norms(reader: Reader, name: str) -> dict[int, tuple[float, float | None]]:
     return {
         int(row["category_id"]): (found, number(row.get("fitted")))
         for row in rows
-        if row.get("run") == name and number(row.get("category_id")) is not None
-        if (found := number(row.get("norm"))) is not None
+        if row["run"] == name
+        if (found := number(row["norm"])) is not None
     }
 
 
