@@ -20,6 +20,7 @@ EPILOG = (
     "4 environment; 5 training diverged; 75 stopped by a signal, run again to continue; 130 interrupted."
 )
 
+INTERRUPTED = 130
 app = typer.Typer(
     name="2drcl",
     help="Long-tailed detection pre-training (2DRCL), from annotations to tail AP.",
@@ -548,6 +549,12 @@ def main() -> None:
     os.environ.update(as_torchrun(os.environ))
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's answer to ctrl-C
+            sys.stderr.write(
+                "interrupted: the same command continues from the last checkpoint, if it has one\n"
+            )
+        raise
     except TwoDRCLError as problem:
         sys.stderr.write(f"error: {problem.message}\n")
         if problem.hint:

@@ -124,3 +124,14 @@ def proposals_digest(folder: Path) -> str:
     artifacts.read_manifest(folder, "proposals")
     files = [*sorted(folder.glob("proposals/part-*.parquet")), folder / "images.parquet"]
     return artifacts.fingerprint({path.name: artifacts.file_digest(path) for path in files})
+
+
+def refuse_own_input(out: Path, *inputs: Path | str | None) -> None:
+    """A product takes the place of its whole folder: what it is made from must lie elsewhere.
+
+    Raises:
+        UsageError: naming the input.
+    """
+    for path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"--out {out} holds the input {path}", "choose another --out")

@@ -19,7 +19,7 @@ from pipeline.evaluation.metrics import Scores, default_protocol, score
 from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
 from pipeline.settings import to_plain
 from pipeline.stats.frequencies import CategoryFrequencies
-from stages.common import Order, answer, make
+from stages.common import Order, answer, make, refuse_own_input
 from stages.console import data, track, warn
 from stages.machine import is_first
 
@@ -43,6 +43,7 @@ def run(
     settings = order.params.section("evaluate")
     source = predictions or weights
     assert source is not None
+    refuse_own_input(order.out, source, split.annotations)
     annotations = read_annotations(split.annotations)
     inputs = {"annotations": annotations.digest, "source": source_digest(source)}
     if weights is not None and weights.with_name("config.py").exists():

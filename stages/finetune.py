@@ -22,7 +22,7 @@ from pipeline.finetune.training import build_detector, build_untrained, drawn_by
 from pipeline.finetune.variant import method_of
 from pipeline.settings import to_plain
 from stages import launch
-from stages.common import Order, answer, check_splits, make
+from stages.common import Order, answer, check_splits, make, refuse_own_input
 from stages.console import Stopwatch, say, warn
 from stages.machine import is_first
 from stages.pretrain import training_inputs
@@ -171,6 +171,7 @@ def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[list[Fin
     settings: FinetuneSettings = order.params.section("finetune")
     given = None if entry.stage1 == "train" else Path(entry.stage1)
     init = None if given else _start(entry, inputs.pretrained, order.params.section("pretrain").init)
+    refuse_own_input(order.out, given, init)
     extra = 0
     if entry.match_pretrain_draws:
         extra = int(artifacts.read_manifest(inputs.pretrained, "pretrain")["images_drawn"])

@@ -11,7 +11,7 @@ from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector
 from pipeline.proposals.store import ProposalStore
 from pipeline.settings import to_plain
 from stages import show_batch
-from stages.common import Order, answer, check_splits, proposals_digest
+from stages.common import Order, answer, check_splits, proposals_digest, refuse_own_input
 from stages.console import say, warn
 from stages.estimate import estimate
 from stages.history import summary
@@ -75,6 +75,7 @@ def plan_run(order: Order, inputs: Inputs) -> tuple[PretrainJob, dict[str, Any]]
     """The job, and the manifest of its product."""
     settings = order.params.section("pretrain")
     start = str(inputs.init) if inputs.init else settings.init
+    refuse_own_input(order.out, start)
     science = {name: order.params.section(name) for name in ("detector", "pretrain")}
     science["sampling"] = order.params.section("stats")
     digests = training_inputs(inputs.split, inputs.stats, start)

@@ -270,3 +270,25 @@ def test_show_config_and_methods_answer_json(project, cli):
         "seesaw",
         "ecm",
     }
+
+
+def test_an_interrupted_command_says_so(cli, monkeypatch):
+    def interrupted(json: bool) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.doctor.run", interrupted)
+    answer = cli("doctor")
+    assert (answer.code, answer.out) == (130, "")
+    assert answer.err.startswith("interrupted: ") and answer.err.count("\n") == 1
+
+
+def test_a_product_is_not_made_over_its_own_input(cli, project):
+    """`--out` holds the input of the same stage's earlier run: replacing the folder would remove it."""
+    truth = annotations(project)
+    (project / "p.json").write_text("[]")
+    options = ("--annotations", truth, "--protocol", "coco")
+    assert cli("evaluate", *options, "--predictions", "p.json", "--out", "out").code == 0
+    before = (project / "out/predictions.json").read_bytes()
+    answer = cli("evaluate", *options, "--predictions", "out/predictions.json", "--out", "./out")
+    assert answer.code == 2 and "--out out holds the input out/predictions.json" in answer.err
+    assert (project / "out/predictions.json").read_bytes() == before

@@ -22,7 +22,8 @@ from pipeline.data import loading
 from pipeline.data.loading import BatchSource
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.failures import sizes_of, smaller_parts
-from pipeline.errors import MachineFailed, TwoDRCLError
+from pipeline.engine.loop import Hook, Record, Trainer
+from pipeline.errors import MachineFailed, Stopped, TwoDRCLError
 
 
 class Gives(Toy):
@@ -118,11 +119,8 @@ def hang() -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize(("fate", "says"), [(die, "DataLoader worker"), (hang, "timed out after 1 seconds")])
-def test_a_loader_that_dies_or_hangs(
-    fate: Callable[[], None], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "TIMEOUT_S", 1)
+def with_loaders(fate: Callable[[], None]) -> Callable[[int], Iterator[Tensor]]:
+    """The toy's batches from two loader processes."""
     sizes = np.full((64, 2), 64)
     source = BatchSource(Rows(fate), Order(), SCHEDULE, sizes, (64,), 64, process=ALONE, workers=2)
 
@@ -130,9 +128,37 @@ def test_a_loader_that_dies_or_hangs(
         for rows in source(start):
             yield torch.from_numpy(np.stack(rows))
 
+    return batches
+
+
+class Interrupts(Hook):
+    """Ctrl-C reaches the process after its first step; `children` are the loaders there were."""
+
+    def after_step(self, trainer: Trainer, record: Record) -> None:
+        if trainer.step == 1:
+            self.children = [p.pid for p in multiprocessing.active_children()]
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_saves_and_leaves_no_loader_behind(tmp_path: Path) -> None:
+    interrupts = Interrupts()
+    with pytest.raises(Stopped) as caught:
+        run_toy(tmp_path, interrupts, batches=with_loaders(hang))  # hung loaders ignore SIGTERM as well
+    assert caught.value.exit_code == 130 and len(interrupts.children) == 2
+    for child in interrupts.children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    assert CheckpointFolder(tmp_path / "checkpoints").newest_step() in (1, 2)
+
+
+@pytest.mark.parametrize(("fate", "says"), [(die, "DataLoader worker"), (hang, "timed out after 1 seconds")])
+def test_a_loader_that_dies_or_hangs(
+    fate: Callable[[], None], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "TIMEOUT_S", 1)
     began = time.monotonic()
     with pytest.raises(MachineFailed, match=says) as caught:
-        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), batches=batches)
+        run_toy(tmp_path, bundle(tmp_path / "diverged.json"), batches=with_loaders(fate))
     step = int(re.match(r"step (\d), ", caught.value.message)[1])
     assert step <= 2 and (fate is die or step == 2)  # loaders are ahead, and a death is noticed at once
     assert caught.value.exit_code == 4 and f"images of that step: {100 * step}, " in caught.value.hint

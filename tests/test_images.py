@@ -240,3 +240,31 @@ def test_check_files(tmp_path: Path) -> None:
         check_files(tmp_path, wanted)
     with pytest.raises(InputError, match=r"several images of the annotations are one file .*: a.jpg$"):
         check_files(tmp_path, ["a.jpg", "b.jpg", "./a.jpg"])
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, encoded(scene(), "PNG"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)  # tests may run as root, who may read everything
+    with pytest.raises(InputError, match="may not be read") as caught:
+        read_image(path)
+    assert "permissions" in caught.value.hint
+
+
+def test_names_that_differ_in_case_and_links_are_files_like_others(tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere"
+    folder = tmp_path / "images"
+    outside.mkdir()
+    folder.mkdir()
+    for name in ("a.png", "A.png"):
+        saved(folder, encoded(scene(), "PNG"), name)
+    target = saved(outside, encoded(scene(), "PNG"), "b.png")
+    (folder / "link.png").symlink_to(target)
+    (folder / "broken.png").symlink_to(outside / "none.png")
+    check_files(folder, ["a.png", "A.png", "link.png"])
+    assert (read_image(folder / "link.png") == scene()).all()
+    with pytest.raises(MissingInput, match=r"1 images are missing .*: broken.png"):
+        check_files(folder, ["a.png", "broken.png"])

@@ -347,7 +347,19 @@ def test_compiled_operators_on_disk_are_left_alone(tmp_path: Path, monkeypatch: 
     monkeypatch.delitem(sys.modules, "mmcv._ext")
     monkeypatch.setattr(mmcv, "__path__", [*mmcv.__path__, str(tmp_path)])
     assert operators.install() == "compiled"
-    assert "mmcv._ext" not in sys.modules
+    assert sys.modules["mmcv._ext"].nms == "compiled"
+
+
+def test_compiled_operators_of_another_torch_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undefined = "_ext.so: undefined symbol: _ZN2at4_ops5zeros4callE"
+    (tmp_path / "_ext.py").write_text(f"raise ImportError('{undefined}')\n")
+    monkeypatch.delitem(sys.modules, "mmcv._ext")
+    monkeypatch.setattr(mmcv, "__path__", [*mmcv.__path__, str(tmp_path)])
+    with pytest.raises(EnvironmentProblem, match=undefined) as caught:
+        operators.install()
+    assert caught.value.exit_code == 4 and "mmcv-lite" in caught.value.hint
 
 
 def test_compiled_operators_already_imported_are_left_alone() -> None:

@@ -193,6 +193,20 @@ def test_no_valid_box_is_a_finite_step_with_lcl_zero():
     assert kept.sum() == 4 and torch.equal(model.local.queue.keys[kept], keys[kept])
 
 
+def test_boxes_that_are_all_the_same_and_black_images_are_finite_steps():
+    """Equal boxes have equal keys, each other's negatives; a black image has no direction to be sure of."""
+    model, batch = toy_model(), toy_batch(0)
+    black = [torch.zeros_like(view) for view in (batch.query, batch.key)]
+    same = [boxes[:, :1].expand_as(boxes) for boxes in (batch.query_boxes, batch.key_boxes, batch.masks)]
+    names = ("query_boxes", "key_boxes", "masks")
+    equal = dataclasses.replace(batch, **dict(zip(names, same, strict=True)))
+    for changed in (equal, dataclasses.replace(equal, query=black[0], key=black[1])):
+        for _ in range(3):  # also with the queues full of such keys
+            losses = step(model, changed)
+            assert all(np.isfinite(v) for v in losses.values()), losses
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
 def test_boxes_that_are_not_there_change_nothing():
     """Wherever an invalid row points, losses and keys are the same."""
     results = []

@@ -33,7 +33,8 @@ def read_image(path: Path, size_wh: tuple[int, int] | None = None) -> np.ndarray
 
     Raises:
         MissingInput: no such file.
-        InputError: damaged, too large, of another size than `size_wh`, or with pixels of unknown range.
+        InputError: not permitted, damaged, too large, of another size than `size_wh`, or with pixels of
+            unknown range.
     """
     try:
         with warnings.catch_warnings():
@@ -44,6 +45,8 @@ def read_image(path: Path, size_wh: tuple[int, int] | None = None) -> np.ndarray
                 return _rgb(image, path)
     except FileNotFoundError:
         raise MissingInput(f"image {path} does not exist", "check data.*.images in params.yaml") from None
+    except PermissionError:
+        raise InputError(f"image {path} may not be read", "check the permissions of the file") from None
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -86,6 +89,8 @@ def _check_size(found: tuple[int, int], wanted: tuple[int, int] | None, path: Pa
 
 def check_files(folder: Path, file_names: list[str]) -> None:
     """Refuse a split whose image files are not all there, one for each image, before any work starts.
+
+    Links are followed wherever they lead: DVC's cache and subsets of a data set are made of them.
 
     Raises:
         MissingInput: the folder or some files are missing; lists the first ten.

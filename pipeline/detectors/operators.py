@@ -173,6 +173,9 @@ def install() -> str:
 
     Returns:
         "compiled" or "torchvision": who answers.
+
+    Raises:
+        EnvironmentProblem: compiled operators are there, but built for another torch, CUDA or Python.
     """
     registered = sys.modules.get(NAME)
     if registered is None and importlib.util.find_spec(NAME) is None:
@@ -180,6 +183,15 @@ def install() -> str:
         # mmengine asks for the module with find_loader, which reads the spec
         registered.__spec__ = importlib.machinery.ModuleSpec(NAME, loader=None, origin="torchvision")
         sys.modules[NAME] = registered
+    elif registered is None:
+        try:
+            importlib.import_module(NAME)
+        except (ImportError, OSError) as problem:  # an undefined symbol, or a CUDA library that is not there
+            raise EnvironmentProblem(
+                f"mmcv's compiled operators do not load with torch {torch.__version__}: {problem}",
+                "put mmcv-lite 2.1.0 in mmcv's place, whose operators torchvision answers, "
+                "or an mmcv that is built for this torch and CUDA",
+            ) from None
     return "torchvision" if isinstance(registered, OperatorModule) else "compiled"
 
 

@@ -122,7 +122,9 @@ class Trainer:
     def _run_steps(self) -> None:
         left = self.schedule.total - self.step
         if left:
-            for batch in islice(self.batches(self.step), left):
+            # held by name, or a failure would first wait for loaders to end by themselves, five seconds each
+            batches = self.batches(self.step)
+            for batch in islice(batches, left):
                 self._batch = batch
                 record = self._run_step(batch)
                 self._batch = None
