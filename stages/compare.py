@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline import artifacts
 from pipeline.errors import InputError, MismatchedInput, MissingInput, UsageError
-from stages.console import OUT, data, say
+from stages.console import OUT, data, say, warn
 
 STAGES = ("evaluate", "stats")
 SHOWN = (
@@ -38,6 +38,7 @@ def run(folders: list[Path], as_json: bool) -> None:
         return
     rows = [_row(folder) for folder in folders]
     _check_same_split(folders)
+    _remark_on_protocols(folders)
     pair = _paired(folders, rows)
     if as_json:
         data({"runs": rows, "differences": pair} if pair else rows, True, [])
@@ -70,6 +71,14 @@ def _check_same_split(folders: list[Path]) -> None:
                 f"{folders[0]} and {folder} were evaluated on different annotations",
                 "evaluate both on the same file",
             )
+
+
+def _remark_on_protocols(folders: list[Path]) -> None:
+    """LVIS beside LVIS-Fixed is a fair question, but no difference between runs."""
+    named = {str(folder): artifacts.read_manifest(folder, "evaluate").get("protocol") for folder in folders}
+    if len(set(named.values()) - {None}) > 1:
+        listed = ", ".join(f"{folder} by {protocol}" for folder, protocol in named.items())
+        warn(f"scored by different protocols: {listed}")
 
 
 def _paired(folders: list[Path], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

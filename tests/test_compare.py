@@ -174,6 +174,16 @@ def test_evaluations_are_compared_as_before(tmp_path: Path, cli: Callable) -> No
     assert {row["images_drawn"] for row in content} == {"unknown"}
 
 
+def test_numbers_by_different_protocols_are_said_to_be(tmp_path: Path, cli: Callable[..., Answer]) -> None:
+    folders = [evaluation(tmp_path / name, 12.5) for name in ("one", "two")]
+    for folder, protocol in zip(folders, ("lvis", "lvis-fixed"), strict=True):
+        made = artifacts.manifest("evaluate", {}, {}, 0, protocol=protocol)
+        artifacts.write_json(folder / artifacts.MANIFEST, made)
+    answer = cli("compare", *folders)
+    assert answer.code == 0 and "different protocols" in answer.err and "by lvis-fixed" in answer.err
+    assert "different protocols" not in cli("compare", folders[0], folders[0]).err
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, cli: Callable) -> None:
     stats = stats_folder(tmp_path / "a", frequencies_of(NAMES, COUNTS))
     mixed = cli("compare", stats, evaluation(tmp_path / "e", 1.0))

@@ -188,6 +188,15 @@ def test_runs_evaluated_on_different_annotations_are_said_to_be(project):
     assert any("different annotations" in gap["why"] for gap in content["gaps"])
 
 
+def test_runs_scored_by_different_protocols_are_said_to_be(project):
+    path = project / "artifacts/evaluate/ecm-control/manifest.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({**made, "protocol": "lvis-fixed"}))
+    content = collected()
+    assert [c["against"] for c in content["verdict"]["comparisons"]] == ["ecm-alone"]
+    assert any("another protocol" in sentence for sentence in content["verdict"]["sentences"])
+
+
 def test_without_params_every_evaluation_is_shown(project, cli):
     (project / "params.yaml").unlink()
     assert cli("report").code == 0

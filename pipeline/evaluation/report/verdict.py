@@ -95,16 +95,20 @@ def verdict(runs: Sequence[Run], tail_ids: Sequence[int], paired: Paired = not_r
     partners = [run for run in scored if run is not main and not run.is_pretrained]
     same = [run for run in partners if run.method == main.method] or partners
     foreign = [run.name for run in same if run.annotations != main.annotations]
+    others = [run.name for run in same if run.name not in foreign and run.protocol != main.protocol]
     found = [
         compare(main, run, tail_ids, paired)
         for run in same
-        if run.name not in foreign and (metric_of(main, run) is not None)
+        if run.name not in (*foreign, *others) and (metric_of(main, run) is not None)
     ]
     found.sort(key=lambda comparison: not comparison.is_equal)
     sentences = [_sentence(comparison) for comparison in found]
     if foreign:
         listed = ", ".join(foreign)
         sentences.append(f"{listed}: evaluated on other annotations than {main.name}, hence not compared.")
+    if others:
+        listed = ", ".join(others)
+        sentences.append(f"{listed}: scored by another protocol than {main.name}, hence not compared.")
     return Verdict(_headline(main, found), sentences, found, main.name)
 
 
