@@ -228,6 +228,24 @@ def test_signal_finishes_the_step_saves_and_restores_the_handlers(
     assert {n: signal.getsignal(n) for n in before} == before
 
 
+def test_a_second_signal_and_one_during_a_save_lose_nothing(
+    tmp_path: Path, whole: tuple[dict[str, Any], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = CheckpointFolder.save
+
+    def disturbed(self: CheckpointFolder, step: int, state: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, step, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(CheckpointFolder, "save", disturbed)
+    with pytest.raises(Stopped, match="after step 6 of 13") as caught:
+        run_toy(tmp_path, steps=6)
+    assert caught.value.exit_code == 75
+    monkeypatch.undo()
+    assert_resumes_to(whole, tmp_path)
+
+
 def child_run(folder: Path, pause: float, kill_at: tuple[str, int] | None) -> None:
     """A process that trains the toy, slowly, and may be killed by itself at a step or a file operation."""
 

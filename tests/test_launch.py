@@ -1,5 +1,6 @@
 """The hold on a scratch folder, and stopping outside the steps."""
 
+import json
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Stopped, UsageError
-from stages.launch import exclusive
+from stages.launch import _first_error, exclusive
 
 
 def hold_and_fork(work: Path) -> None:
@@ -68,3 +69,24 @@ def test_sigterm_outside_the_steps_is_a_stop_and_not_a_death(tmp_path: Path) -> 
     assert signal.getsignal(signal.SIGTERM) is before
     with exclusive(tmp_path, fresh=False):  # and the folder is free again
         pass
+
+
+def test_a_process_that_hangs_is_named_by_its_silence(tmp_path: Path) -> None:
+    message = "step 3: another process of the run died or hangs: Timed out waiting"
+    report = {"message": message, "hint": "go on", "exit_code": 4, "time": 1.0}
+    (tmp_path / "error-0.json").write_text(json.dumps(report))
+    error = _first_error(tmp_path, 1, tmp_path / "log", 2, was_signalled=False)
+    assert (error.message, error.exit_code) == (message, 4)
+    assert error.hint == "go on; no word from process 1"
+
+
+def test_a_process_that_was_killed_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    said = "Root Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)"
+    log.write_text(said)
+    error = _first_error(tmp_path, 1, log, 2, was_signalled=False)
+    assert (error.message, error.exit_code) == ("process 1 of the run died of signal 9", 4)
+    log.write_text(log.read_text().replace("-9", "1"))  # it raised
+    assert (
+        "died; torchrun ended with code 1" in _first_error(tmp_path, 1, log, 2, was_signalled=False).message
+    )
