@@ -125,15 +125,15 @@ def mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def text_of(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if key == "p" else f"{value:.1f}"
+    return "" if value is None else str(value)
+
+
 def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The table for people on stdout, and as CSV."""
-    texts = [
-        {
-            key: f"{v:.1f}" if isinstance(v := row.get(key), float) else "" if v is None else str(v)
-            for key in COLUMNS
-        }
-        for row in rows
-    ]
+    texts = [{key: text_of(key, row.get(key)) for key in COLUMNS} for row in rows]
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for text in texts:
         print(f"| {' | '.join(text.values())} |")
