@@ -61,7 +61,7 @@ def run(
             found = read_predictions(predictions, annotations)
         else:
             found = _detect(order, annotations, split, source)
-        for remark in found.remarks(annotations):
+        for remark in (*found.remarks(annotations), *_remarks(annotations, frequency)):
             warn(remark)
         write_predictions(folder / "predictions.json", annotations, found)
         found = read_predictions(folder / "predictions.json", annotations)  # score what everybody can read
@@ -75,6 +75,12 @@ def run(
     if order.dry_run or not is_first():
         return {}
     return _tell(order)
+
+
+def _remarks(annotations: Annotations, frequency: list[str] | None) -> list[str]:
+    if frequency is not None or not annotations.is_lvis:
+        return []
+    return ["no category has a frequency, so there is no APr, APc, APf: give the training split's --stats"]
 
 
 def _tell(order: Order) -> dict[str, float | None]:

@@ -129,6 +129,11 @@ def test_what_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     answer = cli("evaluate", *files, "--protocol", "coco-lt")
     assert answer.code == 2 and "--stats" in answer.err
     assert not (tmp_path / "o").exists()
+    for category in content["categories"]:
+        del category["frequency"]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    unnamed = cli("evaluate", "--annotations", "b.json", *files[2:4], "--out", "b")
+    assert unnamed.code == 0 and "no APr, APc, APf" in unnamed.err and "APr" not in unnamed.out
     official = cli("evaluate", *files, "--engine", "official", "--json")
     assert json.loads(official.out)["bbox_AP"] == pytest.approx(
         json.loads(cli("evaluate", *files, "--json").out)["bbox_AP"], abs=1e-10
