@@ -7,7 +7,7 @@ worker     ours: decode, crop, resize, flip in uint8 (what a loader process does
 whole      ours: the same, and the colours on the CPU
 batch      the GPU's code for colours, run on the CPU (for its memory traffic, not for use)
 
-The images are noise with JPEG's usual size (about 150 kB at 640 x 480, as COCO's).  One thread.
+The images are noise with JPEG's usual size (about 100 kB; COCO's are some 150 kB).  One thread.
 """
 
 import argparse

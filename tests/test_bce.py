@@ -112,8 +112,10 @@ def test_scores_are_class_times_not_background_with_the_background_last():
 
 
 def test_scores_are_differentiable():
-    scores = objectness_scores(random_logits(CLASSES).requires_grad_(), torch.zeros(8, dtype=torch.float64))
-    scores.sum().backward()  # an in-place change of the sigmoid would raise here
+    logits = random_logits(CLASSES).requires_grad_()
+    objectness_scores(logits, torch.zeros(8, dtype=torch.float64)).sum().backward()
+    p = logits.detach().sigmoid()  # an in-place change of the sigmoid would raise above
+    torch.testing.assert_close(logits.grad, p * (1 - p) * 0.5)
 
 
 def test_scores_of_sure_background_keep_their_order():

@@ -14,11 +14,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.data.annotations import read_annotations
+from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import InputError, MismatchedInput, UsageError
 from pipeline.evaluation import official
-from pipeline.evaluation.metrics import Scores, compute_metrics, default_protocol, score
-from pipeline.evaluation.predictions import read_predictions
+from pipeline.evaluation.metrics import Scores, default_protocol, score
+from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.settings import EvaluationSettings
 
 DATA = Path(os.environ.get("TWODRCL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "eval"
@@ -40,6 +40,12 @@ def scored(
     annotations = read_annotations(folder / "annotations.json")
     predictions = read_predictions(folder / "predictions.json", annotations)
     return score(annotations, predictions, EvaluationSettings(**settings), frequency)
+
+
+def compute_metrics(
+    annotations: Annotations, predictions: Predictions, protocol: str
+) -> dict[str, float | None]:
+    return score(annotations, predictions, EvaluationSettings(protocol=protocol)).metrics
 
 
 def precisions(scores: Scores) -> dict[str, float | None]:

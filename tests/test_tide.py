@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from test_error_types import CUP, HAT, OBJECT, found, overlap, random_split, truth
+from test_metrics import compute_metrics
 
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.evaluation.metrics import compute_metrics
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.tide import KINDS, MAIN, SPECIAL, TideReport, tide
 

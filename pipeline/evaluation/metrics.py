@@ -62,13 +62,6 @@ class Scores:
         return found
 
 
-def compute_metrics(
-    annotations: Annotations, predictions: Predictions, protocol: str, frequency: list[str] | None = None
-) -> dict[str, float | None]:
-    """metrics.json by a protocol; see `score`."""
-    return score(annotations, predictions, EvaluationSettings(protocol=protocol), frequency).metrics
-
-
 def default_protocol(annotations: Annotations) -> str:
     """lvis where the annotations carry LVIS's federated fields, else coco."""
     return "lvis" if annotations.is_lvis else "coco"

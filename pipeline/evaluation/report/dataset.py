@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.evaluation.report.reader import Reader
 from pipeline.stats.tables import read_categories, read_repeat_factors
 
-TODO = "2drcl stats"
+REMEDY = "2drcl stats"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ def read_dataset(reader: Reader, run: str) -> Categories:
         run: of stats.
     """
     folder = f"stats/{run}"
-    found = reader.value(f"{folder}/categories.parquet", "categories and frequencies", TODO, read_categories)
+    found = reader.value(
+        f"{folder}/categories.parquet", "categories and frequencies", REMEDY, read_categories
+    )
     if found is None:
         return Categories()
     ids = found.category_ids.tolist()
     table = reader.value(
-        f"{folder}/repeat_factors.parquet", "repeat factors", TODO, lambda path: _factors(path, ids)
+        f"{folder}/repeat_factors.parquet", "repeat factors", REMEDY, lambda path: _factors(path, ids)
     )
     factors, threshold = table or ([], None)
     return Categories(
