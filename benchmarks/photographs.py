@@ -6,7 +6,8 @@
 
 Runs stats, finetune and evaluate on `photographs-r18.yaml` with the paths of TWODRCL_DATA
 put in; what DIR holds already is kept, so a stopped benchmark goes on.  A run that was not made stays in the
-table, empty.  Two-stage methods take the ce or bce detector of the same seed as their first stage.
+table, empty.  Two-stage methods take the ce or bce detector of the same seed as their first stage.  `variants` of
+the recipe name, for some runs, what differs from the sections above it.
 """
 
 import argparse
@@ -38,11 +39,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing")
     asked = parser.parse_args()
     recipe = placed(yaml.safe_load(RECIPE.read_text(encoding="utf-8")))
+    variants = recipe.pop("variants")
     asked.work.mkdir(parents=True, exist_ok=True)
     if not asked.table:
         for seed in range(asked.seeds):
             for run in asked.runs or recipe["finetune"]["runs"]:
-                make(asked.work, recipe, run, seed)
+                make(asked.work, varied(recipe, variants.get(run, {})), run, seed)
     rows = [row_of(asked.work, run) for run in recipe["finetune"]["runs"]]
     write(rows, asked.work / "photographs.csv")
 
@@ -56,17 +58,23 @@ def placed(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def varied(recipe: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The recipe with some keys of some sections changed."""
+    return {**recipe, **{section: recipe[section] | keys for section, keys in changes.items()}}
+
+
 def make(work: Path, recipe: dict[str, Any], run: str, seed: int) -> None:
     """Train and evaluate one run in `work/seed-N`, unless it is there."""
     folder = work / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump({**recipe, "seed": seed}), encoding="utf-8")
+    params = f"params-{run}.yaml"
+    (folder / params).write_text(yaml.safe_dump({**recipe, "seed": seed}), encoding="utf-8")
     if metrics_of(folder, run) is not None:
         return
     if not (folder / "artifacts/stats/default/manifest.json").exists():
-        command(folder, "stats")
-    command(folder, "finetune", "--run", run, "--gpus", "0")
-    command(folder, "evaluate", "--run", run, "--gpus", "0")
+        command(folder, "stats", "--params", params)
+    command(folder, "finetune", "--params", params, "--run", run, "--gpus", "0")
+    command(folder, "evaluate", "--params", params, "--run", run, "--gpus", "0")
 
 
 def command(folder: Path, *arguments: str) -> None:
