@@ -4,10 +4,10 @@
     python benchmarks/photographs.py --work DIR --seeds 3 ce rfs ecm  # some, with three
     python benchmarks/photographs.py --work DIR --table               # only what is there
 
-Runs stats, finetune and evaluate on `photographs-r18.yaml` with the paths of TWODRCL_DATA in; what DIR holds
-already is kept, so a stopped benchmark goes on.  A run that was not made stays in the table, empty.  Two-stage
-methods take the ce or bce detector of the same seed as their first stage.  `variants` of the recipe name, for some
-runs, what differs from the sections above it.
+Runs stats, finetune and evaluate on `photographs-r18.yaml` with the paths of TWODRCL_DATA put in; what DIR
+holds already is kept, so a stopped benchmark goes on.  A run that was not made stays in the table, empty.
+Two-stage methods take the ce or bce detector of the same seed as their first stage.  `variants` of the recipe
+name, for some runs, what differs from the sections above it.
 """
 
 import argparse
