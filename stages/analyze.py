@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifacts
+from pipeline.analysis.error_figures import error_bars, error_pies
+from pipeline.analysis.error_types import error_types
+from pipeline.analysis.settings import AnalyzeSettings
+from pipeline.analysis.tide import tide
+from pipeline.analysis.tide_figures import tide_bars, write_error_types, write_tide
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, SettingsError, UsageError
-from pipeline.evaluation.analysis_settings import AnalyzeSettings
-from pipeline.evaluation.error_types import error_types
-from pipeline.evaluation.figures import error_bars, error_pies
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.tide import tide
-from pipeline.evaluation.tide_figures import tide_bars, write_error_types, write_tide
 from pipeline.settings import to_plain
 from stages.common import Order, answer, default_out, make
 from stages.console import say, warn

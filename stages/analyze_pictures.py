@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.analysis.difference_figures import difference_figure
+from pipeline.analysis.run_differences import difference, shown, write_differences
+from pipeline.analysis.settings import AnalyzeSettings
 from pipeline.data.annotations import Annotations
-from pipeline.evaluation.analysis_settings import AnalyzeSettings
-from pipeline.evaluation.difference_figures import difference_figure
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.run_differences import difference, shown, write_differences
 from stages.console import say
 
 

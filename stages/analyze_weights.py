@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.analysis.attention import Choice, attention_figure, choose, write_measures
+from pipeline.analysis.settings import AnalyzeSettings
+from pipeline.analysis.weight_norms import Categories, Norms, norms_figure, write_norms
 from pipeline.data.annotations import Annotations
 from pipeline.detectors.attention import Attention
 from pipeline.detectors.classifier import classifier
-from pipeline.evaluation.analysis_settings import AnalyzeSettings
-from pipeline.evaluation.attention import Choice, attention_figure, choose, write_measures
-from pipeline.evaluation.weight_norms import Categories, Norms, norms_figure, write_norms
 from pipeline.stats.frequencies import categories_of_images
 from pipeline.stats.tables import read_categories
 from stages.console import say

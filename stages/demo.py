@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from pipeline.errors import TwoDRCLError
-from pipeline.evaluation.efficiency import cost_figure, costs, write_costs
+from pipeline.report.efficiency import cost_figure, costs, write_costs
 from stages import compare
 from stages.console import say
 from stages.params import ARTIFACTS, load

@@ -26,7 +26,7 @@ SECTIONS = {
     "pretrain": ("pipeline.pretrain.settings", "PretrainSettings"),
     "finetune": ("pipeline.finetune.settings", "FinetuneSettings"),
     "evaluate": ("pipeline.evaluation.settings", "EvaluationSettings"),
-    "analyze": ("pipeline.evaluation.analysis_settings", "AnalyzeSettings"),
+    "analyze": ("pipeline.analysis.settings", "AnalyzeSettings"),
 }
 PRESETS = ("default", "paper", "literal")
 ARTIFACTS = Path("artifacts")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pipeline
 from pipeline import artifacts
-from pipeline.evaluation.report import figures_of_all, page
-from pipeline.evaluation.report.collect import Sources, collect, digests
+from pipeline.report import figures_of_all, page
+from pipeline.report.collect import Sources, collect, digests
 from stages.common import Order, make
 from stages.console import data, say, warn
 from stages.params import ARTIFACTS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.report.curves import POINTS, curves
+from pipeline.report.curves import POINTS, curves
 
 
 def history(steps):

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.artifacts import write_json
 from pipeline.errors import InputError
-from pipeline.evaluation.efficiency import cost_figure, costs, write_costs
+from pipeline.report.efficiency import cost_figure, costs, write_costs
 
 
 def timing(root: Path, place: str, **values: float) -> None:

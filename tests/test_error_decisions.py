@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.evaluation.error_decisions import DECISIONS, ON_CROWD, OTHER, SAME, TYPES, decide
+from pipeline.analysis.error_decisions import DECISIONS, ON_CROWD, OTHER, SAME, TYPES, decide
 
 EDGES = (0.0, 1e-12, 0.0999, 0.1, 0.3, 0.4999, 0.5, 0.7, 1.0)
 

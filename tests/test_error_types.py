@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.analysis.error_types import GROUPS, TYPES, ErrorReport, error_types
 from pipeline.data.annotations import read_annotations
 from pipeline.errors import MismatchedInput
-from pipeline.evaluation.error_types import GROUPS, TYPES, ErrorReport, error_types
 from pipeline.evaluation.predictions import read_predictions
 
 CUP, HAT = 4, 8  # category ids

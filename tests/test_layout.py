@@ -59,6 +59,14 @@ def test_the_engine_knows_no_detector():
         assert set(foreign) <= {"pipeline.errors", "pipeline.artifacts"}, path
 
 
+@pytest.mark.parametrize(
+    ("folder", "later"), [("evaluation", ("analysis", "report")), ("analysis", ("report",))]
+)
+def test_what_judges_does_not_import_what_comes_after_it(folder, later):
+    for path in ROOT.glob(f"pipeline/{folder}/*.py"):
+        assert not any(m.startswith(tuple(f"pipeline.{name}" for name in later)) for m in imports(path)), path
+
+
 def test_functions_fit_on_a_screen_and_modules_say_their_idea():
     for path in SOURCES:
         tree = ast.parse(path.read_text())

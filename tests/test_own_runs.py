@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.errors import InputError, MissingInput
-from pipeline.evaluation.own_runs import own_run, training_cost
+from pipeline.report.own_runs import own_run, training_cost
 
 LVIS = {"protocol": "lvis", "num_categories": 1203}
 

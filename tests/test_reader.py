@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.report.reader import Reader, number
+from pipeline.report.reader import Reader, number
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe\x00", b'{"a": '])

@@ -10,8 +10,8 @@ import pytest
 import report_tree
 
 from pipeline.data.settings import Split
-from pipeline.evaluation.report.collect import Sources, collect
-from pipeline.evaluation.report.page import data_block
+from pipeline.report.collect import Sources, collect
+from pipeline.report.page import data_block
 
 
 @pytest.fixture(scope="session")

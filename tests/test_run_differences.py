@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from test_error_types import CUP, HAT, OBJECT, found, truth
 
+from pipeline.analysis.difference_figures import difference_figure
+from pipeline.analysis.run_differences import difference, shown, write_differences
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.evaluation.difference_figures import difference_figure
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.run_differences import difference, shown, write_differences
 
 FAR = [500.0, 500.0, 50.0, 50.0]
 

@@ -9,9 +9,9 @@ import pytest
 from test_error_types import CUP, HAT, OBJECT, found, overlap, random_split, truth
 from test_metrics import compute_metrics
 
+from pipeline.analysis.tide import KINDS, MAIN, SPECIAL, TideReport, tide
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.tide import KINDS, MAIN, SPECIAL, TideReport, tide
 
 Split = tuple[Annotations, Predictions]
 

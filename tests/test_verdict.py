@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import Difference
-from pipeline.evaluation.report.curves import Curves
-from pipeline.evaluation.report.runs import Run
-from pipeline.evaluation.report.verdict import compare, sign_flip_p, verdict
+from pipeline.report.curves import Curves
+from pipeline.report.runs import Run
+from pipeline.report.verdict import compare, sign_flip_p, verdict
 
 RARE = tuple(range(1, 9))
 EMPTY = Run(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.weight_norms import (
+from pipeline.analysis.weight_norms import (
     Categories,
     Norms,
     fitted,

@@ -1,7 +1,11 @@
-"""What a trained detector is worth: predictions, official metrics, the paper's error types, figures.
+"""What a trained detector is worth: predictions, and the numbers of metrics.json with their intervals.
 
-predictions    the COCO results format, checked once, as columns
-metrics        the numbers of metrics.json, from the official LVIS or COCO evaluator
-error_types    the paper's five error types (App. A.1), errors.json
-figures        the paper's Fig. 2 and the comparison of runs
+predictions      the COCO results format, checked once, as columns
+protocols        which boxes of which images count: LVIS, LVIS-Fixed, COCO, COCO-LT
+matching         detections to objects, all cells at once; judgement makes true and false positives of them
+scores, metrics  precision and recall, and AP and AR of all groups
+official         the same by pycocotools and lvis-api themselves
+bootstrap        resamples of the images; intervals and paired differences follow from them
+proposal_recall  recall of class-agnostic boxes
+paper_tables     the numbers of the paper, to set ours beside them
 """

@@ -121,7 +121,7 @@ def beside_paper(runs: Sequence[OwnRun]) -> list[Comparison]:
     weights stands for one from ImageNet.  Detector, data and schedule may differ: see `Comparison.unlike`.
 
     Args:
-        runs: of `pipeline.evaluation.own_runs`.
+        runs: of `pipeline.report.own_runs`.
 
     Returns:
         in the order of the paper's tables, then of `runs`.  `unmatched` names the runs that are not there.

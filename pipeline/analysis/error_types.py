@@ -1,7 +1,7 @@
 """The five error types of the paper (Fig. 2, App. A.1, after YOLO v1).
 
 Of each category the N best-scored detections are judged, N = its ground-truth boxes in the split (crowds
-apart), or a number that is given.  What each is, `pipeline.evaluation.error_decisions` says in one table.
+apart), or a number that is given.  What each is, `pipeline.analysis.error_decisions` says in one table.
 
 What cannot be verified is not called an error: in LVIS files, boxes of categories that nobody checked in that
 image are passed over before N is counted off, as are boxes without area.
@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from pipeline.analysis.error_decisions import TYPES, decide
 from pipeline.data.annotations import Annotations
 from pipeline.data.boxes import area, iou
 from pipeline.errors import MismatchedInput
-from pipeline.evaluation.error_decisions import TYPES, decide
 from pipeline.evaluation.predictions import Predictions, score_rank
 
 GROUPS = ("all", "r", "c", "f")

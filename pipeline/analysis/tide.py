@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.analysis.error_decisions import LOOSE, TIGHT
+from pipeline.analysis.error_types import GROUPS, is_verified
+from pipeline.analysis.tide_matching import NOBODY, Matched, match
 from pipeline.data.annotations import Annotations
-from pipeline.evaluation.error_decisions import LOOSE, TIGHT
-from pipeline.evaluation.error_types import GROUPS, is_verified
 from pipeline.evaluation.predictions import Predictions, score_rank
-from pipeline.evaluation.tide_matching import NOBODY, Matched, match
 
 MAIN = ("cls", "loc", "both", "dupe", "bkg", "miss")
 SPECIAL = ("fp", "fn")

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from pipeline.analysis.tables import write_table
 from pipeline.data.annotations import Annotations
 from pipeline.data.images import read_image
 from pipeline.drawing import GROUP_NAMES, save
 from pipeline.errors import MismatchedInput, first_ten
-from pipeline.evaluation.tables import write_table
 
 COLUMNS = ("run", "image_id", "category_id", "name", "frequency", "method", "layer")
 MEASURES = ("share_in_boxes", "share_of_area", "peak_in_boxes")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.report.reader import Reader, number
+from pipeline.report.reader import Reader, number
 
 # stage -> what it is for, in the page's words; in the order of the chain
 STAGES = {

@@ -16,8 +16,8 @@ from pipeline.data.boxes import iou
 from pipeline.data.images import read_image
 from pipeline.data.settings import Split
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.report.embed import Embedded, embed
-from pipeline.evaluation.report.reader import Reader
+from pipeline.report.embed import Embedded, embed
+from pipeline.report.reader import Reader
 
 MOST = 24  # pictures
 WIDEST = 480  # px

@@ -8,15 +8,15 @@ from pipeline import artifacts
 from pipeline.data.settings import Split
 from pipeline.errors import MissingInput, TwoDRCLError
 from pipeline.evaluation.intervals import SAMPLES, Difference, paired
-from pipeline.evaluation.report.chain import Stage, folders, mixed, read_chain
-from pipeline.evaluation.report.curves import Curves, curves
-from pipeline.evaluation.report.dataset import Categories, read_dataset, scored_categories
-from pipeline.evaluation.report.figures import Figure, figure_files, read_figures
-from pipeline.evaluation.report.paper import PaperTable, read_paper
-from pipeline.evaluation.report.pictures import Picture, hardest_first, read_pictures
-from pipeline.evaluation.report.reader import Gap, Reader
-from pipeline.evaluation.report.runs import Run, read_run
-from pipeline.evaluation.report.verdict import Verdict, verdict
+from pipeline.report.chain import Stage, folders, mixed, read_chain
+from pipeline.report.curves import Curves, curves
+from pipeline.report.dataset import Categories, read_dataset, scored_categories
+from pipeline.report.figures import Figure, figure_files, read_figures
+from pipeline.report.paper import PaperTable, read_paper
+from pipeline.report.pictures import Picture, hardest_first, read_pictures
+from pipeline.report.reader import Gap, Reader
+from pipeline.report.runs import Run, read_run
+from pipeline.report.verdict import Verdict, verdict
 
 PRODUCTS = {
     "finetune": ("manifest.json", "history.jsonl"),

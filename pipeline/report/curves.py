@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.report.reader import number
+from pipeline.report.reader import number
 
 POINTS = 160  # a curve is drawn 300 px wide
 X = ("step", "epoch", "images")

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.analysis.tables import write_table
 from pipeline.artifacts import TIMING
 from pipeline.drawing import BLUE, GREEN, ORANGE, save
 from pipeline.errors import InputError
-from pipeline.evaluation.tables import write_table
 
 STAGES = ("sample", "proposals", "stats", "pretrain", "finetune", "evaluate", "analyze", "report")
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.evaluation.error_types import TYPES, ErrorReport
-from pipeline.evaluation.figures import error_bars, error_pies, metrics_figure
-from pipeline.evaluation.report.collect import Report
-from pipeline.evaluation.report.runs import Run
-from pipeline.evaluation.tables import write_table
+from pipeline.analysis.error_figures import error_bars, error_pies
+from pipeline.analysis.error_types import TYPES, ErrorReport
+from pipeline.analysis.tables import write_table
+from pipeline.evaluation.figures import metrics_figure
+from pipeline.report.collect import Report
+from pipeline.report.runs import Run
 
 
 def write(report: Report, folder: Path) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.error_types import GROUPS, TYPES
-from pipeline.evaluation.report.curves import Curves, curves
-from pipeline.evaluation.report.reader import Reader, number
+from pipeline.analysis.error_types import GROUPS, TYPES
+from pipeline.report.curves import Curves, curves
+from pipeline.report.reader import Reader, number
 
 COUNTED = (*TYPES, "duplicates")
 KEYS = ("AP", "AP50", "AP75")  # of one category

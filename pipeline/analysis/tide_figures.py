@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.analysis.error_types import GROUPS, TYPES, ErrorReport
+from pipeline.analysis.tables import write_table
+from pipeline.analysis.tide import MAIN, SPECIAL, TideReport
 from pipeline.drawing import GROUP_NAMES, RUN_COLOURS, RUN_HATCHES, clean, save
-from pipeline.evaluation.error_types import GROUPS, TYPES, ErrorReport
-from pipeline.evaluation.tables import write_table
-from pipeline.evaluation.tide import MAIN, SPECIAL, TideReport
 
 SHOWN = (*MAIN, *SPECIAL)
 CONVENTION = (

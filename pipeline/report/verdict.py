@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.intervals import Difference
-from pipeline.evaluation.report.runs import Run
+from pipeline.report.runs import Run
 
 TAIL = {
     "bbox_APr": "rare categories",

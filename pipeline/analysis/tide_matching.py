@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.analysis.error_decisions import TIGHT
+from pipeline.analysis.error_types import by_image, coverage
 from pipeline.data.annotations import Annotations
 from pipeline.data.boxes import iou
-from pipeline.evaluation.error_decisions import TIGHT
-from pipeline.evaluation.error_types import by_image, coverage
 from pipeline.evaluation.predictions import Predictions
 
 NOBODY = -1

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from pipeline.artifacts import fingerprint
-from pipeline.evaluation.report.collect import Report
+from pipeline.report.collect import Report
 
 # in the order in which they build on each other
 SCRIPTS = ("state.js", "dom.js", "charts.js", "tables.js", "sections.js", "pictures.js", "main.js")
@@ -81,7 +81,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _text(name: str) -> str:
-    return files("pipeline.evaluation.report").joinpath(name).read_text(encoding="utf-8")
+    return files("pipeline.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

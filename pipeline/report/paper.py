@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import TwoDRCLError
-from pipeline.evaluation.own_runs import own_run
 from pipeline.evaluation.paper_tables import TABLES, Comparison, OwnRun, beside_paper, columns_of, unmatched
-from pipeline.evaluation.report.reader import Reader, number
+from pipeline.report.own_runs import own_run
+from pipeline.report.reader import Reader, number
 
 
 @dataclass(frozen=True)

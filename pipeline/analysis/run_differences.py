@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.analysis.error_types import is_verified
+from pipeline.analysis.tables import write_table
+from pipeline.analysis.tide_matching import NOBODY, match
 from pipeline.data.annotations import Annotations
-from pipeline.evaluation.error_types import is_verified
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.tables import write_table
-from pipeline.evaluation.tide_matching import NOBODY, match
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.polynomial import Polynomial
 
+from pipeline.analysis.tables import write_table
 from pipeline.drawing import (
     GROUP_NAMES,
     GROUP_TINTS,
@@ -26,7 +27,6 @@ from pipeline.drawing import (
     clean,
     save,
 )
-from pipeline.evaluation.tables import write_table
 
 GROUPS = ("f", "c", "r")
 

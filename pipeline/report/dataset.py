@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.report.reader import Reader
+from pipeline.report.reader import Reader
 from pipeline.stats.tables import read_categories, read_repeat_factors
 
 REMEDY = "2drcl stats"

@@ -6,8 +6,8 @@ What they show is known by their names; any other PNG of `analyze` is taken alon
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.report.embed import Embedded, embed_file
-from pipeline.evaluation.report.reader import Reader
+from pipeline.report.embed import Embedded, embed_file
+from pipeline.report.reader import Reader
 
 BUDGET = 3_000_000  # characters of all figures: the page stays below 5 MB
 DRAWN_BY_THE_PAGE = ("error_types", "error_bars", "metrics", "weight_norms")

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from pipeline.analysis.run_differences import Difference, Shown
 from pipeline.data.annotations import Annotations
 from pipeline.data.images import read_image
 from pipeline.drawing import AMBER, GREEN, PINK, save
-from pipeline.evaluation.run_differences import Difference, Shown
 
 FOUND, MISSED, WRONG = (GREEN, "-", 2.0), (PINK, "--", 2.0), (AMBER, ":", 1.6)
 MOST_NAMED = 12  # objects with a name, on one picture

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.analysis.attention import Subject, attention_figure, choose, measure, write_measures
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import MismatchedInput
-from pipeline.evaluation.attention import Subject, attention_figure, choose, measure, write_measures
 
 LETTERS = ["f", "r", "r", "c"]
 
