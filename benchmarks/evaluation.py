@@ -54,7 +54,7 @@ def measure(engine: str, folder: Path) -> dict[str, float]:
     from pipeline.data.annotations import read_annotations
     from pipeline.evaluation import official
     from pipeline.evaluation.metrics import score
-    from pipeline.evaluation.predictions import read_predictions
+    from pipeline.evaluation.predictions_file import read_predictions
     from pipeline.evaluation.settings import EvaluationSettings
 
     official.CATEGORIES_AT_ONCE = CATEGORIES

@@ -18,7 +18,8 @@ from pipeline.analysis.tide_figures import tide_bars, write_error_types, write_t
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, SettingsError, UsageError
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions
 from pipeline.settings import to_plain
 from stages.common import Order, answer, default_out, make
 from stages.console import say, warn

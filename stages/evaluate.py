@@ -16,7 +16,8 @@ from pipeline.evaluation.bootstrap import bootstrap
 from pipeline.evaluation.figures import metrics_figure
 from pipeline.evaluation.intervals import read_intervals, write_intervals
 from pipeline.evaluation.metrics import Scores, default_protocol, score
-from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions, write_predictions
 from pipeline.settings import to_plain
 from pipeline.stats.frequencies import CategoryFrequencies
 from stages.common import Order, answer, make, refuse_own_input

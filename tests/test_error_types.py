@@ -11,7 +11,7 @@ import pytest
 from pipeline.analysis.error_types import GROUPS, TYPES, ErrorReport, error_types
 from pipeline.data.annotations import read_annotations
 from pipeline.errors import MismatchedInput
-from pipeline.evaluation.predictions import read_predictions
+from pipeline.evaluation.predictions_file import read_predictions
 
 CUP, HAT = 4, 8  # category ids
 OBJECT = [100, 100, 100, 100]  # x, y, width, height

@@ -18,7 +18,8 @@ from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import InputError, MismatchedInput, UsageError
 from pipeline.evaluation import official
 from pipeline.evaluation.metrics import Scores, default_protocol, score
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions
 from pipeline.evaluation.settings import EvaluationSettings
 
 DATA = Path(os.environ.get("TWODRCL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "eval"

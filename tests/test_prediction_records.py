@@ -10,9 +10,9 @@ from test_metrics import random_lvis, with_masks
 
 from pipeline.data.annotations import read_annotations
 from pipeline.errors import InputError
-from pipeline.evaluation import predictions as module
+from pipeline.evaluation import predictions_file as module
 from pipeline.evaluation.prediction_records import read_columns
-from pipeline.evaluation.predictions import read_predictions, write_predictions
+from pipeline.evaluation.predictions_file import read_predictions, write_predictions
 
 GOOD = {"image_id": 50, "category_id": 2, "bbox": [1, 2.5, 3, 1e-3], "score": 0.1}
 

@@ -9,7 +9,8 @@ from pycocotools import mask as coco_mask
 
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import InputError, MismatchedInput, MissingInput
-from pipeline.evaluation.predictions import Predictions, read_predictions, score_rank, write_predictions
+from pipeline.evaluation.predictions import Predictions, score_rank
+from pipeline.evaluation.predictions_file import read_predictions, write_predictions
 
 GOOD = {"image_id": 30, "category_id": 5, "bbox": [1.1, 2.2, 3.3, 4.4], "score": 0.1}
 

@@ -13,7 +13,8 @@ from test_error_types import CUP, HAT, OBJECT, found, truth
 from pipeline.analysis.difference_figures import difference_figure
 from pipeline.analysis.run_differences import difference, shown, write_differences
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions
 
 FAR = [500.0, 500.0, 50.0, 50.0]
 

@@ -11,7 +11,8 @@ from test_metrics import compute_metrics
 
 from pipeline.analysis.tide import KINDS, MAIN, SPECIAL, TideReport, tide
 from pipeline.data.annotations import Annotations, read_annotations
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions
 
 Split = tuple[Annotations, Predictions]
 

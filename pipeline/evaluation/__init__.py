@@ -1,6 +1,6 @@
 """What a trained detector is worth: predictions, and the numbers of metrics.json with their intervals.
 
-predictions      the COCO results format, checked once, as columns
+predictions      detections as columns; predictions_file reads, checks and writes the COCO results format
 protocols        which boxes of which images count: LVIS, LVIS-Fixed, COCO, COCO-LT
 matching         detections to objects, all cells at once; judgement makes true and false positives of them
 scores, metrics  precision and recall, and AP and AR of all groups

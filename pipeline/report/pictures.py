@@ -15,7 +15,8 @@ from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.boxes import iou
 from pipeline.data.images import read_image
 from pipeline.data.settings import Split
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions_file import read_predictions
 from pipeline.report.embed import Embedded, embed
 from pipeline.report.reader import Reader
 
