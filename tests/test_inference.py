@@ -14,13 +14,8 @@ from pycocotools import mask as mask_api
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.boxes import iou
 from pipeline.detectors.build import build_model, model_config
-from pipeline.detectors.inference import (
-    Detections,
-    batches_of_one_canvas,
-    detect,
-    detect_batches,
-    encode_masks,
-)
+from pipeline.detectors.inference import Detections, detect, detect_batches, encode_masks
+from pipeline.detectors.inference_views import batches_of_one_canvas
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.errors import InputError, MachineFailed, MissingInput
 from pipeline.settings import build

@@ -21,7 +21,7 @@ from mmdet.structures.bbox import bbox2roi
 from torch import Tensor, nn
 
 from pipeline.data.annotations import Annotations
-from pipeline.detectors.inference import View, view_of
+from pipeline.detectors.inference_views import View, view_of
 from pipeline.errors import UsageError
 
 BACKBONE, NECK = ("c2", "c3", "c4", "c5"), ("p2", "p3", "p4", "p5")

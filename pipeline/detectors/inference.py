@@ -5,7 +5,7 @@ thread brings the results of the one before to the CPU.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,14 @@ import torch
 from mmdet.structures import DetDataSample
 from pycocotools import mask as mask_api
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.annotations import Annotations
-from pipeline.data.images import read_image
-from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
-from pipeline.data.views import Geometry, limit_wh, resized_wh
+from pipeline.detectors.inference_views import TestViews, loader_of, padded_wh, runs_of_one_canvas
 from pipeline.detectors.one_stage import in_parts
 from pipeline.engine.failures import ending_loaders, explained
 from pipeline.errors import TwoDRCLError
 
-DIVISOR = 32  # sides of a canvas
 UNREAD = 2  # batches whose results may be on their way to the CPU
 
 
@@ -44,31 +40,6 @@ class Detections:
     scores: np.ndarray
     labels: np.ndarray
     masks: list[dict[str, Any]] | None
-
-
-@dataclass(frozen=True)
-class View:
-    """One image as a detector sees it: `batch` (1, 3, height, width) is the canvas, normalised, whose upper
-    left `view_wh` the view fills."""
-
-    batch: Tensor
-    view_wh: tuple[int, int]
-    stored_wh: tuple[int, int]
-
-
-def view_of(
-    annotations: Annotations, images: Path, test_wh: tuple[int, int], position: int, device: torch.device
-) -> View:
-    """Decode and prepare the image at `position`, as `detect` does.
-
-    Raises:
-        MissingInput, InputError: as `detect`.
-    """
-    pixels = _TestViews(annotations, images, test_wh)._view(position)
-    view_wh = (pixels.shape[1], pixels.shape[0])
-    width, height = (int(side) for side in annotations.sizes_wh[position])
-    batch = on_canvas([normalise(to_float(pixels, device))], _padded_wh(view_wh))
-    return View(batch, view_wh, (width, height))
 
 
 def detect(
@@ -99,7 +70,7 @@ def detect(
         MissingInput, InputError: an image is absent, damaged or of another size than annotated.
     """
     positions = range(len(annotations.image_ids)) if order is None else order
-    batches = _runs_of_one_canvas(annotations.sizes_wh, positions, test_wh, batch)
+    batches = runs_of_one_canvas(annotations.sizes_wh, positions, test_wh, batch)
     return detect_batches(model, annotations, images, test_wh, device, batches, workers=workers)
 
 
@@ -125,7 +96,7 @@ def detect_batches(
         MissingInput, InputError: as `detect`.
         MachineFailed: the GPU's memory, or a loader process, gave out.
     """
-    loader = _loader(_TestViews(annotations, images, test_wh), batches, workers)
+    loader = loader_of(TestViews(annotations, images, test_wh), batches, workers)
     unread: deque[Future[list[Detections]]] = deque()
     problem: TwoDRCLError | None = None
     with ThreadPoolExecutor(1) as reader, ending_loaders(), explained(lambda: "detecting", _memory_hint):
@@ -148,81 +119,12 @@ def _memory_hint() -> str:
     return "set a smaller long_side and short_sides, or use a larger GPU"
 
 
-def batches_of_one_canvas(
-    sizes_wh: np.ndarray, positions: Iterable[int], test_wh: tuple[int, int], batch: int
-) -> list[list[int]]:
-    """Batches of at most `batch` images, as full as can be; each image's canvas is what it has alone.
-
-    Args:
-        sizes_wh: (I, 2) stored sizes.
-        positions: of the images to divide; canvases in the order of their first image.
-        test_wh: as for `detect`.
-        batch: largest number of images.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for position in positions:
-        groups.setdefault(_canvas_wh(sizes_wh[position], test_wh), []).append(int(position))
-    return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
-
-
-def _runs_of_one_canvas(
-    sizes_wh: np.ndarray, order: Iterable[int], test_wh: tuple[int, int], batch: int
-) -> list[list[int]]:
-    """Runs of consecutive images that fill one canvas, at most `batch` long."""
-    runs: list[list[int]] = []
-    canvas = None
-    for position in order:
-        before, canvas = canvas, _canvas_wh(sizes_wh[position], test_wh)
-        if canvas != before or len(runs[-1]) == batch:
-            runs.append([])
-        runs[-1].append(int(position))
-    return runs
-
-
-class _TestViews(Dataset[Any]):
-    """Positions of a batch -> uint8 views (h, w, 3), or the user's error: DataLoader would bury it in a
-    worker's traceback."""
-
-    def __init__(self, annotations: Annotations, images: Path, test_wh: tuple[int, int]) -> None:
-        # no more of the annotations than is needed: it is copied to the workers
-        self.paths = [images / name for name in annotations.file_names]
-        self.sizes_wh, self.test_wh = annotations.sizes_wh, test_wh
-
-    def __getitem__(self, positions: Sequence[int]) -> list[np.ndarray] | TwoDRCLError:
-        try:
-            return [self._view(position) for position in positions]
-        except TwoDRCLError as problem:
-            return problem
-
-    def _view(self, position: int) -> np.ndarray:
-        width, height = (int(side) for side in self.sizes_wh[position])
-        geometry = _test_geometry(self.sizes_wh[position], self.test_wh)
-        return geometry.apply(read_image(self.paths[position], (width, height)))
-
-
-def _loader(views: _TestViews, batches: Sequence[Sequence[int]], workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        views,
-        batch_size=None,  # one index is a whole batch
-        sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_is,
-        timeout=TIMEOUT_S if workers else 0,
-        worker_init_fn=leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
-    )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
 def _forward(
     model: Any, views: Sequence[np.ndarray], sizes_wh: np.ndarray, device: torch.device, bf16: bool
 ) -> list[Any]:
     """MMDetection's instances of each view, on the device, in stored pixels."""
     shapes_wh = [(view.shape[1], view.shape[0]) for view in views]
-    canvas = _padded_wh(shapes_wh[0])
+    canvas = padded_wh(shapes_wh[0])
     samples = [_sample(size, shape, canvas) for size, shape in zip(sizes_wh, shapes_wh, strict=True)]
     with torch.inference_mode():
         batch = on_canvas([normalise(to_float(view, device)) for view in views], canvas)
@@ -231,21 +133,6 @@ def _forward(
         parts = in_parts(model)
         pyramid: tuple[Tensor, ...] = parts.encoder.pyramid(parts.encoder.trunk(batch, True), True)
         return parts.predict(pyramid, samples)
-
-
-def _canvas_wh(size_wh: np.ndarray, test_wh: tuple[int, int]) -> tuple[int, int]:
-    return _padded_wh(_test_geometry(size_wh, test_wh).size_wh)
-
-
-def _padded_wh(size_wh: tuple[int, int]) -> tuple[int, int]:
-    width, height = size_wh
-    return -(-width // DIVISOR) * DIVISOR, -(-height // DIVISOR) * DIVISOR
-
-
-def _test_geometry(size_wh: np.ndarray, test_wh: tuple[int, int]) -> Geometry:
-    wh = (int(size_wh[0]), int(size_wh[1]))
-    long, short = test_wh
-    return Geometry((0, 0, *wh), resized_wh(wh, short, limit_wh(wh, (short,), long)), flip=False)
 
 
 def _sample(size_wh: np.ndarray, view_wh: tuple[int, int], canvas: tuple[int, int]) -> DetDataSample:

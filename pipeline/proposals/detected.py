@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pipeline.detectors.build import build_model
-from pipeline.detectors.inference import batches_of_one_canvas, detect_batches
+from pipeline.detectors.inference import detect_batches
+from pipeline.detectors.inference_views import batches_of_one_canvas
 from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import MismatchedInput
 from pipeline.proposals.generation import GenerationPlan
