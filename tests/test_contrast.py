@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pipeline.pretrain.contrast import at_least_float32, info_nce, unit_rows
+from pipeline.pretrain.key_queue import KeyQueue
+from pipeline.pretrain.measures import similarities
 
 
 def wave(rows, columns, a, b, c):
@@ -47,11 +49,17 @@ def close(found, expected, tolerance=1e-9):
     )
 
 
+ROWS = {
+    "query": "0.05280955 0.52127997 0.22607401 -0.4003309 -0.4402501 0.16479813 0.52841672 0.11790358",
+    "key": "0.42081825 -0.09130695 -0.4818547 -0.23080109 0.32756984 0.44977349 -0.0269073 -0.46776036",
+    "queue": "0.49203224 0.2786528 -0.04837028 -0.35566639 -0.51791022 -0.46893348 -0.22871048 0.10478807",
+}
+
+
 def test_inputs_of_the_vectors():
     query, key, queue = vectors()
-    close(query[0, :4], [0.05280955, 0.52127997, 0.22607401, -0.4003309], 1e-7)
-    close(key[3, 4:], [0.32756984, 0.44977349, -0.0269073, -0.46776036], 1e-7)
-    close(queue[15, :3], [0.49203224, 0.2786528, -0.04837028], 1e-7)
+    for row, name in ((query[0], "query"), (key[3], "key"), (queue[15], "queue")):
+        close(row, [float(number) for number in ROWS[name].split()], 1e-8)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +119,56 @@ def test_opposite_positive_and_equal_negatives():
     assert found.item() == pytest.approx(21.090355, abs=1e-6)
 
 
-def test_random_keys_start_where_they_should():
-    """Identical views against random keys: 6.14 at K = 65,536, D = 256, t = 0.2."""
-    query, queue = random_unit(8, 256, 0, torch.float32), random_unit(65536, 256, 1, torch.float32)
-    assert info_nce(query, query, queue, nothing(8, 65536), 0.2).mean().item() == pytest.approx(
-        6.1413, abs=0.01
+@pytest.mark.parametrize(("width", "same", "other"), [(256, 6.1413, 11.1392), (128, 6.1900, 11.1880)])
+def test_random_keys_start_where_they_should(width, same, other):
+    """K = 65,536, t = 0.2: identical views against random keys, and two random views.
+
+    -log(e^(s / t) / (e^(s / t) + K E)) with E = 1.05003 for 256 channels, 1.10250 for 128; a key and its
+    opposite take the spread of s out of the mean.
+    """
+    query, queue = random_unit(8, width, 0, torch.float32), random_unit(65536, width, 1, torch.float32)
+    excluded, key = nothing(8, 65536), random_unit(8, width, 2, torch.float32)
+    losses = [info_nce(query, k, queue, excluded, 0.2).mean().item() for k in (query, key, -key)]
+    assert losses[0] == pytest.approx(same, abs=0.01)
+    assert sum(losses[1:]) / 2 == pytest.approx(other, abs=0.01)
+
+
+# the same equation as other libraries arrange it
+
+
+def nt_xent(query, key, temperature):
+    """SimCLR's loss: every row of both views against its partner, all other rows are negatives."""
+    rows, partners = torch.cat([query, key]), torch.cat([key, query])  # 2 x (N, D) -> (2 N, D)
+    own = torch.eye(len(rows), dtype=torch.bool)
+    return info_nce(rows, partners, rows, own | own.roll(len(query), dims=1), temperature).mean()
+
+
+@pytest.mark.parametrize(("temperature", "loss"), [(0.5, 1.308681593490), (0.1, 0.691815109073)])
+def test_nt_xent_of_the_vectors(temperature, loss):
+    query, key, _ = vectors()
+    assert nt_xent(query, key, temperature).item() == pytest.approx(loss, rel=1e-10)
+    assert nt_xent(key, query, temperature).item() == pytest.approx(loss, rel=1e-10)
+
+
+@pytest.mark.parametrize(("rows", "loss"), [(4, 1.9459101491), (1, 0.0), (8, math.log(15))])
+def test_nt_xent_of_identical_embeddings_is_ln_of_the_others(rows, loss):
+    """ln(2 N - 1), the value that lightly's own tests have."""
+    same = random_unit(1, 5, 0).expand(rows, 5)
+    assert nt_xent(same, same, 0.3).item() == pytest.approx(loss, abs=1e-9)
+
+
+def test_byols_loss_follows_from_the_similarity_that_history_has():
+    query, key, queue = vectors()
+    empty = KeyQueue(len(queue), queue.shape[1])
+    found = similarities(query, key, empty, torch.full((4,), 0.25, dtype=torch.float64))
+    assert 2 - 2 * found["positive"].item() == pytest.approx(0.14409193608, rel=1e-9)
+
+
+def test_rows_are_taken_as_they_come():
+    """Nothing is normalised here: twice the query is half the temperature."""
+    query, key, queue = vectors()
+    close(
+        info_nce(2 * query, key, queue, nothing(4, 16), 0.4), info_nce(query, key, queue, nothing(4, 16), 0.2)
     )
 
 

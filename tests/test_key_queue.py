@@ -106,6 +106,17 @@ def test_a_tail_image_is_not_pushed_from_its_own_older_key():
     assert literal.item() == pytest.approx(torch.log(torch.tensor((2 * e + 1) / e)).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("image_id", [0, -1, -(2**62)])
+def test_every_id_that_an_image_can_have_is_an_image(image_id):
+    """Annotations may number their images below zero."""
+    queue = KeyQueue(3, 2)
+    queue.enqueue(rows(1), torch.tensor([image_id]), torch.tensor([True]))
+    assert queue.excluded(torch.tensor([5, image_id]), True).tolist() == [
+        [False, True, True],
+        [True, True, True],
+    ]
+
+
 def test_keys_are_float32_whatever_comes_and_need_no_gradient():
     queue = KeyQueue(3, 2)
     queue.enqueue(rows(1, 2).bfloat16().requires_grad_(), torch.tensor([1, 2]), torch.tensor([True, True]))

@@ -17,6 +17,7 @@ from pipeline.data.targets import Target
 from pipeline.engine.distributed import Process
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.schedule import Schedule
+from pipeline.pretrain.key_queue import EMPTY
 from pipeline.pretrain.model import TwoDRCL, pooled
 from pipeline.pretrain.objective import TERMS
 from pipeline.pretrain.reconstruction import STRIDES, halved_levels
@@ -107,6 +108,14 @@ def test_a_key_is_never_its_own_negative():
     assert model.local.queue.image_ids.tolist() == [image for image in images for _ in range(3)]
 
 
+def test_write_positions_follow_the_keys_of_a_step():
+    """Two images of three boxes: 2 and 6, an invalid box included; then the ring is closed."""
+    model = toy_model(queues=(4, 10))
+    for positions in ((2, 6), (0, 2)):
+        step(model, toy_batch(0, images=2, invalid=[(1, 2)]))
+        assert (model.holistic.queue.pointer, model.local.queue.pointer) == positions
+
+
 def slow_contrast(query, key, queue, temperature=0.2):
     """Eq. 1 with every key of the queue."""
     logits = [
@@ -189,7 +198,7 @@ def test_no_valid_box_is_a_finite_step_with_lcl_zero():
     for name, parameter in model.local.named_parameters():
         assert parameter.grad is None or parameter.grad.abs().max() == 0, name
     assert all(p.grad is not None for p in model.local.projector.parameters())
-    kept = model.local.queue.image_ids >= 0
+    kept = model.local.queue.image_ids != EMPTY
     assert kept.sum() == 4 and torch.equal(model.local.queue.keys[kept], keys[kept])
 
 
@@ -249,6 +258,14 @@ def test_gradient_of_the_target_of_semantic_reconstruction(detach):
     assert len(passes) == 2  # one query forward serves every term; SR adds the masked one
     gradients = torch.autograd.grad(sr, passes[0], allow_unused=True)
     assert [g is not None and bool(g.abs().max() > 0) for g in gradients] == [not detach] * 4
+
+
+def test_semantic_reconstruction_reaches_a_frozen_encoder_no_more():
+    """With f frozen and its features the target, the generator alone learns."""
+    model = toy_model(only("sr"))
+    model.detector.backbone.requires_grad_(False)
+    model(toy_batch(0))["sr"].backward()
+    assert reached(model) == {"generator"}
 
 
 @pytest.mark.parametrize(
@@ -679,14 +696,14 @@ def test_keys_of_all_parts_are_enqueued_after_the_step():
     before = {n: p.clone() for n, p in model.holistic.key_projector.named_parameters()}
     first = [model(shard(toy_batch(0), part, 2)) for part in (0, 1)]
     assert [losses["hcl"].item() for losses in first] == [0.0, 0.0]  # the second meets no key of the first
-    assert (model.holistic.queue.image_ids == -1).all()
+    assert (model.holistic.queue.image_ids == EMPTY).all()
     with torch.no_grad():
         for parameter in model.holistic.projector.parameters():
             parameter += 1.0
     model.after_step()
     for name, parameter in model.holistic.key_projector.named_parameters():
         torch.testing.assert_close(parameter, before[name] + 0.001, msg=name)  # once: 1 - m
-    assert model.holistic.queue.image_ids.tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
+    assert model.holistic.queue.image_ids.tolist() == [0, 1, 2, 3, *[EMPTY] * 4]
     assert model.local.queue.image_ids[:12].tolist() == [image for image in range(4) for _ in range(3)]
 
 

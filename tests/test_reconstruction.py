@@ -144,6 +144,19 @@ def test_appearance_is_zero_for_the_image_and_mean_square_for_nothing():
     assert found.item() == pytest.approx(image.square().mean().item())
 
 
+def test_a_fresh_generator_paints_nothing_so_that_appearance_starts_at_the_mean_square():
+    torch.manual_seed(0)
+    generator, sizes_wh = Generator(512), sizes((192, 128), (150, 90))
+    image = randn(2, 3, 128, 192, dtype=torch.float32)
+    with torch.no_grad():
+        painted = reconstruct(
+            generator, torch.relu(randn(2, 512, 4, 6, dtype=torch.float32)), sizes_wh, (128, 192)
+        )
+    found = appearance_loss(image, painted, sizes_wh).item()
+    start = appearance_loss(image, torch.zeros_like(image), sizes_wh).item()
+    assert found == pytest.approx(start, rel=0.05) and start == pytest.approx(1.0, abs=0.05)
+
+
 def test_padding_never_counts_in_appearance():
     image, reconstruction = randn(1, 3, 8, 8), randn(1, 3, 8, 8, seed=1)
     before = appearance_loss(image, reconstruction, sizes((5, 3)))

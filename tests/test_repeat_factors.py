@@ -136,14 +136,53 @@ def test_lvis_group_statistics(lvis: dict) -> None:
         (1e-4, 1e-5, 0.5, 7.416198487),
         (1e-4, 1e-5, 11 / 12, 9.617692031),
         (1e-4, 1e-5, 1.0, 10.0),
+        (0.002, 0.0005, 0.0, 1.0),
         (0.002, 0.0005, 0.5, 1.118033989),
         (0.002, 0.0005, 1.0, 1.414213562),
+        (1e-5, 1 / LVIS_BOXES, 0.0, 10.0),
         (1e-5, 1 / LVIS_BOXES, 0.25, 19.81250),
+        (1e-5, 1 / LVIS_BOXES, 0.5, 26.17385),
         (1e-5, 1 / LVIS_BOXES, 11 / 12, 34.24367),
+        (1e-5, 1 / LVIS_BOXES, 1.0, 35.63904),
     ],
 )
 def test_eq4_at_hand_computed_points(f_im: float, f_in: float, alpha: float, expected: float) -> None:
     assert repeat_factors([f_im], [f_in], alpha, 1e-3)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_score_by_hand() -> None:
+    assert effective_frequency([0.002], [0.0005], 0.5)[0] == pytest.approx(0.0008, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "repeated", "mean", "largest", "growth", "means"),
+    [
+        (0, 798, 2.70, 10.01, 1.041, (5.89, 1.85, 1.00)),
+        (1 / 12, 846, 3.29, 14.06, 1.062, (7.45, 2.23, 1.02)),
+        (0.25, 892, 4.18, 19.82, 1.102, (9.76, 2.82, 1.07)),
+        (0.5, 926, 5.21, 26.18, 1.154, (12.4, 3.50, 1.16)),
+        (0.75, 956, 6.05, 31.27, 1.203, (14.5, 4.06, 1.25)),
+        (11 / 12, 974, 6.55, 34.24, 1.235, (15.8, 4.39, 1.30)),
+        (1, 977, 6.78, 35.64, 1.251, (16.4, 4.55, 1.33)),
+    ],
+)
+def test_lvis_as_alpha_grows(
+    lvis: dict,
+    alpha: float,
+    repeated: int,
+    mean: float,
+    largest: float,
+    growth: float,
+    means: tuple[float, ...],
+) -> None:
+    """Over all 100,170 images: categories with r > 1, mean and largest r, growth of the (image, category)
+    pairs, means of the groups r, c, f."""
+    found = repeat_factors(lvis["f_im"] * LVIS_IMAGES / 100_170, lvis["f_in"], alpha, 1e-3)
+    groups = [found[lvis["letter"] == letter].mean() for letter in "rcf"]
+    assert int((found > 1).sum()) == repeated
+    assert (found.mean(), found.max()) == pytest.approx((mean, largest), abs=0.006)
+    assert float(lvis["f_im"] @ found / lvis["f_im"].sum()) == pytest.approx(growth, abs=6e-4)
+    assert groups == pytest.approx(means, abs=0.06 if alpha >= 0.5 else 0.006)
 
 
 def test_image_factors_reproduce_the_toy_set_image_by_image(toy: dict) -> None:

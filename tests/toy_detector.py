@@ -13,6 +13,7 @@ from torchvision.ops import roi_align
 
 from pipeline.data.photometric_draws import PhotometricSettings
 from pipeline.data.targets import Target
+from pipeline.pretrain.contrast import at_least_float32
 from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.settings import ContrastSettings, PretrainSettings, ReconstructionSettings
 from pipeline.pretrain.views import PretrainBatch
@@ -51,7 +52,7 @@ class ToyEncoder(nn.Module):
 
     def pyramid(self, levels, bf16=False):
         with torch.autocast(levels[0].device.type, torch.bfloat16, enabled=bf16):
-            return tuple(conv(level).float() for conv, level in zip(self.neck, levels, strict=True))
+            return tuple(at_least_float32(conv(level)) for conv, level in zip(self.neck, levels, strict=True))
 
     def box_features(self, pyramid, boxes):
         scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -82,7 +83,7 @@ class ToyDetector(nn.Module):
         return ToyEncoder(self.backbone, self.neck, self.shared_fcs)
 
     def detection_losses(self, pyramid, targets, canvas_wh, with_mask):
-        boxes = [torch.from_numpy(t.boxes) for t in targets]
+        boxes = [torch.from_numpy(t.boxes).to(pyramid[0]) for t in targets]
         logits = self.classifier(self.encoder.box_features(pyramid, boxes))
         rows = logits.split([len(b) for b in boxes])
         per_image = [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-EMPTY = -1  # image id of a slot that holds no key
+EMPTY = -(2**63)  # image id of a slot that holds no key; annotations may well have -1
 
 
 class KeyQueue(nn.Module):

@@ -35,13 +35,16 @@ def similarities(query: Tensor, key: Tensor, queue: KeyQueue, weights: Tensor) -
 
 @torch.no_grad()
 def feature_norms(levels: Sequence[Tensor]) -> dict[str, Tensor]:
-    """norm_c2 to norm_c5: mean length of the feature vectors of a level, cells of the padding included.
+    """norm_c2 to norm_c5: mean length of the feature vectors of a level, cells of the padding included, in
+    float32 at least.
 
     Args:
         levels: C2..C5, (B, C, h, w) each.
     """
     return {
-        f"norm_c{number}": torch.linalg.vector_norm(level, dim=1, dtype=torch.float32).mean()
+        f"norm_c{number}": torch.linalg.vector_norm(
+            level, dim=1, dtype=torch.promote_types(level.dtype, torch.float32)
+        ).mean()
         for number, level in enumerate(levels, start=2)
     }
 
