@@ -15,7 +15,7 @@ in the run is one number, `step`: what is drawn at a step is a function of the s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Protocol
@@ -31,6 +31,12 @@ from pipeline.errors import Diverged, InputError
 
 Batch = Any
 Record = dict[str, float | int]
+
+
+def equal_parts(batch: Batch, count: int) -> list[Batch]:
+    """Consecutive slices of a batch that is a sequence or a tensor."""
+    size = len(batch) // count
+    return [batch[number * size :][:size] for number in range(count)]
 
 
 class Model(Protocol):
@@ -67,7 +73,8 @@ class Trainer:
         batches: first step -> iterator of this process's batches from that step on, at least to the end.
         images_per_step: size of the global batch.
         process: this process.
-        accumulate: equal parts that a batch, then a sequence, is computed in, one after another.
+        accumulate: equal parts that a batch is computed in, one after another.
+        split: batch, number of parts -> the parts; not asked for one.
         clip_norm: largest gradient norm; None: not clipped.
         hooks: called in order.
         describe: step -> further history fields (e.g. alpha).
@@ -83,13 +90,15 @@ class Trainer:
         images_per_step: int,
         process: Process,
         accumulate: int = 1,
+        split: Callable[[Batch, int], Sequence[Batch]] = equal_parts,
         clip_norm: float | None = None,
         hooks: Iterable[Hook] = (),
         describe: Callable[[int], Mapping[str, float]] = lambda step: {},
     ) -> None:
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.images_per_step, self.process, self.clip_norm = images_per_step, process, clip_norm
-        self.hooks, self.describe, self.accumulate = list(hooks), describe, accumulate
+        self.hooks, self.describe = list(hooks), describe
+        self.accumulate, self.split = accumulate, split
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.step = 0
         self._batch: Batch | None = None
@@ -169,10 +178,10 @@ class Trainer:
             losses = self._forward(batch)
             losses["loss"].backward()
             return losses
-        size, means = len(batch) // self.accumulate, dict[str, Tensor]()
-        for number in range(self.accumulate):
-            with self._without_exchange(number + 1 < self.accumulate):
-                losses = self._forward(batch[number * size :][:size])
+        means: dict[str, Tensor] = {}
+        for number, part in enumerate(self.split(batch, self.accumulate), start=1):
+            with self._without_exchange(number < self.accumulate):
+                losses = self._forward(part)
                 (losses["loss"] / self.accumulate).backward()
             for name, value in losses.items():
                 share = value.detach() / self.accumulate

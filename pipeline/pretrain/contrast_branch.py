@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pipeline.engine.distributed import gather_rows, sum_over_processes, world_size
+from pipeline.pretrain.accumulation import in_order
 from pipeline.pretrain.contrast import info_nce, unit_rows
 from pipeline.pretrain.key_queue import KeyQueue
 from pipeline.pretrain.measures import similarities
@@ -21,7 +22,7 @@ from pipeline.pretrain.settings import ContrastSettings
 
 @dataclass(frozen=True)
 class Keys:
-    """What a step enqueues once its gradient is taken: rows of all processes."""
+    """What this process brings to the queue once the gradient of its step is taken."""
 
     rows: Tensor
     image_ids: Tensor
@@ -36,11 +37,14 @@ class Contrast(nn.Module):
         queue: number of keys.
         settings: of the contrasts.
         accumulate: losses that one optimizer step takes, each of a part of the batch.
+        per_image: rows of each image.
     """
 
-    def __init__(self, width_in: int, queue: int, settings: ContrastSettings, accumulate: int = 1) -> None:
+    def __init__(
+        self, width_in: int, queue: int, settings: ContrastSettings, accumulate: int = 1, per_image: int = 1
+    ) -> None:
         super().__init__()
-        self.settings, self.accumulate = settings, accumulate
+        self.settings, self.accumulate, self.per_image = settings, accumulate, per_image
         self._pending: list[Keys] = []  # of the step's parts
         self.measures: dict[str, Tensor] = {}  # of the last loss
         hidden, width = settings.hidden, settings.width
@@ -69,25 +73,35 @@ class Contrast(nn.Module):
             self.key_projector.track(rows, valid)
         return keys
 
-    def loss(self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor) -> Tensor:
-        """Mean over the valid queries of all processes, times the number of processes (DDP divides by it).
+    def loss(
+        self, query: Tensor, key: Tensor, image_ids: Tensor, valid: Tensor, total: Tensor | None = None
+    ) -> Tensor:
+        """These queries' part of the mean over the valid queries of the step's parts on all processes, times
+        the numbers of both, by which the loop and DDP divide.
 
         The keys wait for `after_step`: a key is never its own negative.
+
+        Args:
+            query, key: (N, D) unit-norm.
+            image_ids: (N,) int64.
+            valid: (N,) bool.
+            total: () valid queries of this process in all parts of the step; None: `accumulate` times these.
         """
         excluded = self.queue.excluded(image_ids, self.settings.mask_same_image)
         losses = info_nce(query, key, self.queue.keys, excluded, self.settings.temperature)
-        count = sum_over_processes(valid.sum().to(losses.dtype)).clamp(min=1)
-        keys = Keys(gather_rows(key), gather_rows(image_ids), gather_rows(valid))
-        self._pending = [*self._pending, keys][-self.accumulate :]
-        weights = valid * world_size() / count
+        total = valid.sum() * self.accumulate if total is None else total
+        count = sum_over_processes(total.to(losses.dtype)).clamp(min=1)
+        self._pending = [*self._pending, Keys(key.detach(), image_ids, valid)][-self.accumulate :]
+        weights = valid * (world_size() * self.accumulate / count)
         self.measures = similarities(query, key, self.queue, weights)
         return (losses * weights).sum()
 
     def after_step(self, momentum: float) -> None:
-        """Move the momentum projector and enqueue this step's keys."""
+        """Move the momentum projector and enqueue this step's keys, in the order of the images."""
         average_parameters(self.key_projector, self.projector, momentum)
-        for keys in self._pending:
-            self.queue.enqueue(keys.rows, keys.image_ids, keys.valid)
+        if self._pending:
+            columns = zip(*((keys.rows, keys.image_ids, keys.valid) for keys in self._pending), strict=True)
+            self.queue.enqueue(*(gather_rows(in_order(parts, self.per_image)) for parts in columns))
         self._pending = []
 
     def train(self, mode: bool = True) -> "Contrast":

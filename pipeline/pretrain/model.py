@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.pretrain.accumulation import Part
 from pipeline.pretrain.contrast import at_least_float32
 from pipeline.pretrain.contrast_branch import Contrast
 from pipeline.pretrain.measures import feature_norms
@@ -74,33 +75,33 @@ class TwoDRCL(nn.Module):
         # what an ablation leaves out is not built or frozen: no parameter may wait for a gradient in vain
         _freeze_unreached(detector, terms)
         self.key_encoder = momentum_copy(detector.encoder) if {"hcl", "lcl"} & set(terms) else None
-        self.holistic = (
-            Contrast(detector.c5_width, queues[0], settings.contrast, settings.accumulate)
-            if "hcl" in terms
-            else None
-        )
+        contrast, parts = settings.contrast, settings.accumulate
+        self.holistic = Contrast(detector.c5_width, queues[0], contrast, parts) if "hcl" in terms else None
         self.local = (
-            Contrast(detector.box_width, queues[1], settings.contrast, settings.accumulate)
+            Contrast(detector.box_width, queues[1], contrast, parts, contrast.boxes)
             if "lcl" in terms
             else None
         )
         self._measures: dict[str, Tensor] = {}  # of the last forward
         self.generator = Generator(detector.c5_width) if {"ar", "sr"} & set(terms) else None
 
-    def forward(self, samples: Sequence[PretrainSample]) -> dict[str, Tensor]:
-        """Of this process's share of the batch: `loss` (eq. 8), the terms by their paper names, measures."""
-        batch = self.to_batch(samples)
-        terms = self.terms(batch)
+    def forward(self, samples: Sequence[PretrainSample] | Part) -> dict[str, Tensor]:
+        """Of this process's share of the batch, or a part of it: `loss` (eq. 8), terms, measures."""
+        if isinstance(samples, Part):
+            batch = self.to_batch(samples.samples)
+            terms = self.terms(batch, torch.full((), samples.boxes, device=batch.query.device))
+        else:
+            terms = self.terms(self.to_batch(samples))
         return {"loss": total_loss(terms, self.settings.objective), **terms, **self._measures}
 
-    def terms(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The unweighted terms that are switched on."""
+    def terms(self, batch: PretrainBatch, boxes: Tensor | None = None) -> dict[str, Tensor]:
+        """The unweighted terms that are switched on; `boxes` is `total` of `Contrast.loss`."""
         encoder = self.detector.encoder
         levels = encoder.trunk(batch.query, self.bf16)
         self._measures = feature_norms(levels)
         needs_pyramid = {"lcl", "det"} & set(self.settings.terms)
         pyramid = encoder.pyramid(levels, self.bf16) if needs_pyramid else ()
-        terms = self._contrasts(batch, levels, pyramid)
+        terms = self._contrasts(batch, levels, pyramid, boxes)
         for name, contrast in (("hcl", self.holistic), ("lcl", self.local)):
             if contrast is not None:
                 self._measures |= {f"{name}_{key}": value for key, value in contrast.measures.items()}
@@ -114,7 +115,11 @@ class TwoDRCL(nn.Module):
         return terms
 
     def _contrasts(
-        self, batch: PretrainBatch, levels: Sequence[Tensor], pyramid: Sequence[Tensor]
+        self,
+        batch: PretrainBatch,
+        levels: Sequence[Tensor],
+        pyramid: Sequence[Tensor],
+        boxes: Tensor | None,
     ) -> dict[str, Tensor]:
         """Eq. 1 and eq. 2."""
         terms: dict[str, Tensor] = {}
@@ -129,11 +134,16 @@ class TwoDRCL(nn.Module):
                 key = self.holistic.key(pooled(key_levels[-1], batch.key_wh), valid)
             terms["hcl"] = self.holistic.loss(query, key, batch.image_ids, valid)
         if self.local is not None:
-            terms["lcl"] = self._local_contrast(self.local, batch, pyramid, key_levels)
+            terms["lcl"] = self._local_contrast(self.local, batch, pyramid, key_levels, boxes)
         return terms
 
     def _local_contrast(
-        self, local: Contrast, batch: PretrainBatch, pyramid: Sequence[Tensor], key_levels: Sequence[Tensor]
+        self,
+        local: Contrast,
+        batch: PretrainBatch,
+        pyramid: Sequence[Tensor],
+        key_levels: Sequence[Tensor],
+        boxes: Tensor | None,
     ) -> Tensor:
         valid = batch.valid.flatten()  # (B, M) -> (B M,)
         image_ids = batch.image_ids.repeat_interleave(batch.valid.shape[1])
@@ -142,7 +152,7 @@ class TwoDRCL(nn.Module):
         with torch.no_grad():
             key_pyramid = self.key_encoder.pyramid(key_levels, self.bf16)
             key = local.key(self.key_encoder.box_features(key_pyramid, batch.key_boxes), valid)
-        return local.loss(query, key, image_ids, valid)
+        return local.loss(query, key, image_ids, valid, boxes)
 
     def _reconstructions(
         self, batch: PretrainBatch, levels: Sequence[Tensor], encoder: EncoderLike

@@ -10,6 +10,7 @@ from pipeline.detectors.atss import rate_warnings
 from pipeline.detectors.build import model_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.schedule import Schedule, resolve_milestones
+from pipeline.pretrain.accumulation import part_statistics
 from pipeline.pretrain.det_targets import class_names
 from pipeline.pretrain.settings import PretrainSettings, resolve_queue
 from pipeline.settings import setting
@@ -122,13 +123,15 @@ class PretrainPlan:
         return self.job.detector.type == "atss" and "lcl" in self.job.pretrain.terms
 
     def remarks(self) -> list[str]:
-        """What to know of the detector."""
+        """What to know of the detector, and of a step in parts."""
+        remarks = part_statistics(self.job.pretrain)
         if not self.has_roi_branch:
-            return []
+            return remarks
         width = self.job.detector.fc_channels
         return [
+            *remarks,
             f"atss has no box layers: LCL trains a RoI branch of its own ({width}, {width}), "
-            "which stays behind; backbone, neck and bbox_head are published"
+            "which stays behind; backbone, neck and bbox_head are published",
         ]
 
     @property

@@ -140,8 +140,8 @@ class PretrainSettings:
     accumulate: int = setting(
         1,
         "parts that a process's share of the batch is computed in, one after another, where it does not fit; "
-        "the gradients are those of the whole but for statistics, which are of a part: "
-        "batch norm of the projectors, normalisers of L_det and LCL",
+        "losses, gradients and queues are those of the whole, but batch norm of the projectors and L_det's "
+        "normalisers are of a part: `contrast.norm: none` has no such statistics",
         low=1,
     )
     lr: float = setting(0.02, "paper, Sec. 4.1: for the global batch", low=0)

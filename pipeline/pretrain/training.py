@@ -19,6 +19,7 @@ from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.errors import UsageError
+from pipeline.pretrain.accumulation import parts_of
 from pipeline.pretrain.measures import RareShare, queue_age
 from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.momentum_schedule import MomentumSchedule
@@ -105,6 +106,7 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         images_per_step=settings.batch_size,
         process=process,
         accumulate=settings.accumulate,
+        split=parts_of,
         clip_norm=settings.clip_norm,
         hooks=[*hooks, MomentumSchedule(settings.contrast.momentum, settings.contrast.momentum_schedule)],
         describe=_describe(plan),
