@@ -31,6 +31,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[Any, ...] = (),
+    names: Mapping[str, Any] | None = None,
 ) -> Any:
     """A dataclass field with the reason for its default and the values it accepts.
 
@@ -40,8 +41,9 @@ def setting(
         why: one line, shown by `2drcl show-config`: the paper's value and place, or our reason.
         low, high: inclusive range of a number, or of each number in a tuple.
         choices: the accepted values of a word.
+        names: words that may stand for a value: the setting is that value.
     """
-    metadata = {"why": why, "low": low, "high": high, "choices": choices}
+    metadata = {"why": why, "low": low, "high": high, "choices": choices, "names": names or {}}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     if isinstance(default, type):
@@ -91,21 +93,24 @@ def _check(kind: Any, value: Any, path: str, meta: Mapping[str, Any]) -> Any:
         return _check_tuple(typing.get_args(kind), value, path, meta)
     if origin is dict:
         return _check_dict(typing.get_args(kind)[1], value, path, meta)
-    checked = _check_scalar(kind, value, path)
+    checked = _check_scalar(kind, value, path, meta.get("names") or {})
     if meta.get("choices"):
         _check_choice(meta["choices"], checked, path)
     _check_range(checked, path, meta)
     return checked
 
 
-def _check_scalar(kind: Any, value: Any, path: str) -> Any:
+def _check_scalar(kind: Any, value: Any, path: str, names: Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and value in names:
+        return names[value]
     if kind is float and type(value) in (int, float):
         return float(value)
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
     if type(value) is not kind:
         raise SettingsError(
-            f"{path} must be {_name(kind)}, but it is {_show(value)}", _yaml_trap(kind, value)
+            f"{path} must be {' or '.join([_name(kind), *names])}, but it is {_show(value)}",
+            _yaml_trap(kind, value),
         )
     return value
 

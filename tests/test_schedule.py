@@ -5,7 +5,10 @@ from fractions import Fraction
 import pytest
 
 from pipeline.engine.schedule import Schedule, extended, resolve_milestones
-from pipeline.errors import UsageError
+from pipeline.errors import SettingsError, UsageError
+from pipeline.finetune.settings import FinetuneSettings
+from pipeline.pretrain.settings import PretrainSettings
+from pipeline.settings import build
 
 
 def slow_lr(
@@ -134,6 +137,18 @@ def test_extended_keeps_total_exactly_and_shares_to_half_an_epoch(steps: int, gr
 )
 def test_milestones_by_the_number_of_epochs(epochs: int, milestones: tuple[int, ...]) -> None:
     assert resolve_milestones("auto", epochs) == milestones
+
+
+@pytest.mark.parametrize("section", [PretrainSettings, FinetuneSettings])
+def test_schedules_have_names(section: type[PretrainSettings] | type[FinetuneSettings]) -> None:
+    for name, epochs, milestones in (("1x", 12, (8, 11)), ("2x", 24, (16, 22)), ("4x", 48, (40, 46))):
+        named = build(section, {"epochs": name}, "stage")
+        assert named == build(section, {"epochs": epochs}, "stage")  # the same run, the same fingerprint
+        assert resolve_milestones(named.milestones, named.epochs) == milestones
+    with pytest.raises(
+        SettingsError, match=r"stage.epochs must be a whole number or 1x or 2x or 3x or 4x, but"
+    ):
+        build(section, {"epochs": "5x"}, "stage")
     assert resolve_milestones((3, 7), epochs) == (3, 7)
     schedule = Schedule((10,) * epochs, milestones, 1.0)
     rates = sorted({round(schedule.lr(step), 9) for step in range(schedule.total)}, reverse=True)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipeline.errors import UsageError
 
+NAMED = {"1x": 12, "2x": 24, "3x": 36, "4x": 48}  # schedule -> epochs; 1x: paper, Sec. 4.1
 # epochs -> milestones.  12: the paper; 24: MMDetection's 2x; the others are ours, the paper has none
 USUAL = {6: (4, 5), 12: (8, 11), 24: (16, 22), 36: (28, 34), 48: (40, 46)}
 

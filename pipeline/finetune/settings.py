@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.engine.schedule import resolve_milestones
+from pipeline.engine.schedule import NAMED, resolve_milestones
 from pipeline.errors import SettingsError
 from pipeline.finetune.method import Method, SecondStage
 from pipeline.settings import setting
@@ -84,7 +84,9 @@ class SecondStageSettings:
 class FinetuneSettings:
     """Shared by all runs.  Defaults are the paper's 1x schedule (Sec. 4.1, A.1)."""
 
-    epochs: int = setting(12, "paper, Sec. 4.1: 1x", low=1)
+    epochs: int = setting(
+        12, "paper, Sec. 4.1: 1x; a number, or 1x, 2x, 3x, 4x for 12, 24, 36, 48", low=1, names=NAMED
+    )
     milestones: tuple[int, ...] | Literal["auto"] = setting(
         "auto",
         "paper, Sec. 4.1: the rate drops by ten after epochs 8 and 11 of 12; auto: also 4, 5 of 6; 16, 22 of "

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.data.photometric_draws import PhotometricSettings
+from pipeline.engine.schedule import NAMED
 from pipeline.errors import SettingsError
 from pipeline.pretrain.objective import TERMS, ObjectiveWeights
 from pipeline.settings import setting
@@ -129,7 +130,9 @@ class PretrainSettings:
     mask_loss: bool = setting(
         False, "paper: L_det is 'the loss of object detection'; true adds Mask R-CNN's mask loss"
     )
-    epochs: int = setting(12, "paper, Sec. 4.1: 1x", low=1)
+    epochs: int = setting(
+        12, "paper, Sec. 4.1: 1x; a number, or 1x, 2x, 3x, 4x for 12, 24, 36, 48", low=1, names=NAMED
+    )
     milestones: tuple[int, ...] | Literal["auto"] = setting(
         "auto",
         "paper, Sec. 4.1: the rate drops by ten after epochs 8 and 11 of 12; auto: also 4, 5 of 6; 16, 22 of "
