@@ -53,6 +53,7 @@ CPU = torch.device("cpu")
 CLASSES = 4
 COUNTS = ClassCounts(image_counts=[40, 2, 9, 12], instance_counts=[90, 2, 20, 150], num_images=50)
 LAST_LAYERS = ("fc_cls", "fc_reg", "rpn", "mask_head")
+PLAIN_FIRST = (1e-4, "plain", 1)  # weight decay, views, proposals
 
 
 def tiny_config(method: str, **changes: Any) -> dict[str, Any]:
@@ -123,16 +124,17 @@ class Terms(Hook):
 
 def test_second_stages_are_those_of_the_papers() -> None:
     columns = ("first", "trains", "keeps_classifier", "epochs", "milestones", "lr", "score_thresholds")
+    columns += ("first_weight_decay", "first_augment", "first_proposals_factor")
     found = {
         name: tuple(getattr(method.second_stage, c) for c in columns)
         for name, method in METHODS.items()
         if method.second_stage
     }
     assert found == {
-        "bags": ("ce", ("fc_cls",), False, 12, (8, 11), 0.01, (0.0, 0.001)),
-        "acsl": ("ce", ("fc_cls",), False, 12, (8, 11), 0.02, (0.0, 0.0)),
-        "loce": ("ce", LAST_LAYERS, True, 6, (3, 5), 0.02, (1e-4, 1e-4)),
-        "bacl": ("bce", LAST_LAYERS, True, 12, (8, 11), 0.02, (1e-4, 1e-4)),
+        "bags": ("ce", ("fc_cls",), False, 12, (8, 11), 0.01, (0.0, 0.001), *PLAIN_FIRST),
+        "acsl": ("ce", ("fc_cls",), False, 12, (8, 11), 0.02, (0.0, 0.0), *PLAIN_FIRST),
+        "loce": ("ce", LAST_LAYERS, True, 6, (3, 5), 0.02, (1e-4, 1e-4), *PLAIN_FIRST),
+        "bacl": ("bce", LAST_LAYERS, True, 12, (8, 11), 0.02, (1e-4, 1e-4), 5e-5, "copy-paste", 2),
     }
 
 
@@ -637,19 +639,22 @@ def harmless_sigterm() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("harmless_sigterm")
-@pytest.mark.parametrize("stage", ["stage-1", "stage-2"])
+@pytest.mark.parametrize(("run", "stage"), [("bacl", "stage-1"), ("bacl", "stage-2"), ("loce", "stage-2")])
 def test_stopped_in_either_stage_continues_there(
-    project: Path, tdrcl: Callable[..., Any], stage: str
+    project: Path, tdrcl: Callable[..., Any], run: str, stage: str
 ) -> None:
-    """SIGTERM; the same command ends with the bytes of an undisturbed run."""
+    """SIGTERM; the same command ends with the bytes of an undisturbed run.  BACL's first stage pastes."""
     content = yaml.safe_load((project / "params.yaml").read_text())
     content["finetune"] |= {"epochs": 4, "second_stage": {"epochs": 4}}  # time to be stopped
+    content["finetune"]["runs"] = {run: {"method": run, "init": "none"}}
     (project / "long.yaml").write_text(yaml.safe_dump(content))
-    order = ("finetune", "--run", "loce", "--params", "long.yaml", "--out")
-    assert tdrcl(*order, "artifacts/finetune/loce").code == 0
+    order = ("finetune", "--run", run, "--params", "long.yaml", "--out")
+    undisturbed = f"whole-{run}"
+    assert tdrcl(*order, f"artifacts/finetune/{undisturbed}").code == 0
     work = project / "artifacts/.work/finetune"
     thread = stop_when(lambda: bool(list(work.glob(f"*/{stage}/history.jsonl"))))
-    out = f"artifacts/finetune/stopped-{stage}"
+    name = f"stopped-{run}-{stage}"
+    out = f"artifacts/finetune/{name}"
     stopped = tdrcl(*order, out)
     thread.join()
     assert stopped.code == 75, stopped.err
@@ -659,11 +664,9 @@ def test_stopped_in_either_stage_continues_there(
     answer = tdrcl(*order, out)
     assert answer.code == 0 and "continuing from step" in answer.err
     assert ("stage 1 is trained already" in answer.err) == (stage == "stage-2")
-    mine, whole = state(project, f"stopped-{stage}"), state(project, "loce")
+    mine, whole = state(project, name), state(project, undisturbed)
     assert all(torch.equal(mine[n], whole[n]) for n in whole)
-    histories = [
-        project / "artifacts/finetune" / run / "history.jsonl" for run in (f"stopped-{stage}", "loce")
-    ]
+    histories = [project / "artifacts/finetune" / each / "history.jsonl" for each in (name, undisturbed)]
     assert histories[0].read_bytes() == histories[1].read_bytes()
 
 

@@ -20,6 +20,7 @@ PURPOSES = {
     "photo_query": 5,
     "photo_key": 6,
     "proposals": 7,
+    "paste": 8,
 }
 
 

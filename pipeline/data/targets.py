@@ -21,6 +21,7 @@ class Target:
         size_wh: size of the view on its canvas.
         key: decides RoI and anchor sampling (pipeline.detectors.sampling).
         polygons: for mask losses, per box a list of flat [x, y, ...] arrays in view pixels; else None.
+        hidden: per box the polygons of what lies before it, if anything was pasted there; else None.
     """
 
     boxes: np.ndarray
@@ -28,6 +29,7 @@ class Target:
     size_wh: tuple[int, int]
     key: int
     polygons: list[list[np.ndarray]] | None = None
+    hidden: list[list[np.ndarray]] | None = None
 
 
 def target_of(
@@ -45,25 +47,47 @@ def target_of(
     Raises:
         InputError: polygons are asked for and some annotation of the split has none; lists the first ten ids.
     """
-    lacking = annotations.without_polygons if with_polygons else []
-    if lacking:  # in whatever image: better now than hours later
+    if with_polygons:
+        refuse_without_polygons(annotations)
+    rows, boxes, _ = rows_in_view(annotations, image, geometry)
+    polygons = [polygons_in_view(annotations, row, geometry) for row in rows] if with_polygons else None
+    return Target(boxes, annotations.labels[rows], geometry.size_wh, key, polygons)
+
+
+def refuse_without_polygons(annotations: Annotations) -> None:
+    """Refuse a split where any annotation has no polygons: better now than hours later.
+
+    Raises:
+        InputError: listing the first ten ids.
+    """
+    lacking = annotations.without_polygons
+    if lacking:
         raise InputError(
             f"{annotations.path}: annotations without polygons: {first_ten(lacking)}",
             "mask losses need polygons: use detector.type faster-rcnn, or fix the annotations",
         )
+
+
+def rows_in_view(
+    annotations: Annotations, image: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The trainable annotations that a view shows, by at least `MIN_SIDE` each way.
+
+    Returns:
+        (n,) their rows, (n, 4) float32 boxes in view pixels, inside the view, and (n,) visible fractions.
+    """
     span = annotations.of_image(image)
     rows = np.arange(span.start, span.stop)[annotations.trainable[span]]
-    boxes, _ = geometry.map_boxes(annotations.clipped_boxes[rows])
+    boxes, visible = geometry.map_boxes(annotations.clipped_boxes[rows])
     kept = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
-    polygons = [_moved(annotations.polygons(row), geometry) for row in rows[kept]] if with_polygons else None
-    return Target(boxes[kept], annotations.labels[rows[kept]], geometry.size_wh, key, polygons)
+    return rows[kept], boxes[kept], visible[kept]
 
 
-def _moved(polygons: list[list[float]], geometry: Geometry) -> list[np.ndarray]:
+def polygons_in_view(annotations: Annotations, row: int, geometry: Geometry) -> list[np.ndarray]:
     """One annotation's polygons in view pixels; parts outside the view stay: mask targets are cut per RoI."""
     matrix = geometry.homography
     moved = []
-    for polygon in polygons:
+    for polygon in annotations.polygons(row):
         xy = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         moved.append((xy @ matrix[:2, :2].T + matrix[:2, 2]).reshape(-1))  # (n, 2) -> (2 n,)
     return moved

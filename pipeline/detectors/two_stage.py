@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.data.targets import Target
 from pipeline.detectors.sampling import set_draw_key
+from pipeline.detectors.visible_masks import VisibleMasks
 
 
 class Trunk(nn.Module):
@@ -150,7 +151,11 @@ def data_sample(
     )
     if with_mask:
         assert target.polygons is not None, "a mask loss needs targets made with polygons"
-        instances.masks = PolygonMasks(target.polygons, height, width)
+        instances.masks = (
+            PolygonMasks(target.polygons, height, width)
+            if target.hidden is None
+            else VisibleMasks(target.polygons, target.hidden, height, width)
+        )
     set_draw_key(instances, target.key)
     shapes = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
     canvas = (canvas_wh[1], canvas_wh[0])

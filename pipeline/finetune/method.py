@@ -11,6 +11,7 @@ SCOPE = "twodrcl"  # of pipeline.detectors.registry, which costs seconds to impo
 
 TWO_STAGE = ("faster-rcnn", "mask-rcnn")  # detector.type
 ONE_STAGE = "atss"
+Augment = Literal["plain", "copy-paste"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class SecondStage:
     lr: float  # for 16 images in a step
     score_thresholds: tuple[float, float]  # at test time, of Faster and of Mask R-CNN
     first_weight_decay: float = 0.0001  # of the first stage
+    first_augment: Augment = "plain"  # of the first stage, see Method
     first_proposals_factor: int = 1  # of the first stage, see Method; 1: a plain detector serves all methods
 
 
@@ -71,6 +73,7 @@ class Method:
     fc_cls_bias_prior: float | None = None  # initial probability of every column; None: bias 0
     proposals_factor: int = 1  # on the RPN's proposals in training: 2 for 2,000 instead of 1,000
     weight_decay: float = 0.0001
+    augment: Augment = "plain"  # multi-scale and flip, or pipeline.data.copy_paste
     grad_clip: float | None = None  # largest gradient norm; None: not clipped
     warmup_iterations: int = 500  # linear, at the reference schedule
     warmup_start_factor: float = 0.001  # of the learning rate, at the first iteration

@@ -407,6 +407,7 @@ _ENTRIES = (
             lr=0.02,
             score_thresholds=(0.0001, 0.0001),
             first_weight_decay=0.00005,
+            first_augment="copy-paste",
             first_proposals_factor=2,
         ),
     ),

@@ -10,7 +10,7 @@ from pipeline.detectors.atss import rate_warnings
 from pipeline.detectors.build import model_config
 from pipeline.detectors.settings import DetectorSettings
 from pipeline.engine.schedule import Schedule, extended
-from pipeline.finetune.method import ClassCounts, Method, SecondStage
+from pipeline.finetune.method import Augment, ClassCounts, Method, SecondStage
 from pipeline.finetune.second_stage import first_method
 from pipeline.finetune.settings import (
     FinetuneRun,
@@ -165,6 +165,12 @@ class FinetunePlan:
                 "no initial weights, and batch norm is frozen at its empty statistics: set detector.norm: gn"
             )
         return found
+
+    @property
+    def augment(self) -> Augment:
+        """Of this stage's views; a second one, whose features stay as they are, has plain ones."""
+        asked = self.job.run.augment
+        return self.method.augment if asked == "method" or self.second_stage is not None else asked
 
     @property
     def weight_decay(self) -> float:

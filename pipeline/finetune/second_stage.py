@@ -31,6 +31,7 @@ def first_method(method: Method) -> Method:
         mask_predictor=method.mask_predictor,
         proposals_factor=stage.first_proposals_factor,
         weight_decay=stage.first_weight_decay,
+        augment=stage.first_augment,
     )
     if not stage.keeps_classifier:
         return first
@@ -55,6 +56,11 @@ def refuse_contradictions(run: FinetuneRun) -> None:
         raise UsageError(
             f"init: {run.init} is where stage 1 starts, but stage1: {run.stage1} is trained already",
             "give one of the two",
+        )
+    if run.augment != "method":
+        raise UsageError(
+            f"augment: {run.augment} is of stage 1, but stage1: {run.stage1} is trained already",
+            "leave augment out",
         )
     if run.transfer != ("all",):
         raise UsageError(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.data.copy_paste import CopyPasteSettings
 from pipeline.engine.schedule import NAMED, resolve_milestones
 from pipeline.errors import SettingsError
 from pipeline.finetune.method import Method, SecondStage
@@ -34,6 +35,12 @@ class FinetuneRun:
         "can be for several methods",
     )
     sampler: Sampler = setting("method", "`method`: the sampler its authors pair it with")
+    augment: Literal["method", "plain", "copy-paste"] = setting(
+        "method",
+        "views of its only stage, or of the first of two; `plain`: multi-scale and flip; `copy-paste`: "
+        "large-scale jitter and objects of a random image; `method`: its authors': BACL copy-paste, the "
+        "others plain",
+    )
     loss: dict[str, Value] = setting(
         {}, "settings of the method's loss that differ from its own: `2drcl methods NAME` lists them"
     )
@@ -123,6 +130,7 @@ class FinetuneSettings:
     )
     long_side: int = setting(1333, "MMDetection", low=32)
     flip: float = setting(0.5, "MMDetection", low=0, high=1)
+    copy_paste: CopyPasteSettings = setting(CopyPasteSettings)
     precision: Literal["fp32", "bf16"] = setting("fp32", "bf16: trunk and FPN only")
     allow_partial: tuple[str, ...] = setting((), "parts that initial weights may lack, e.g. layer4")
     runs: dict[str, FinetuneRun] = setting({}, "name: {method: ...}; names lower-case with hyphens")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 import pipeline.finetune as losses  # registers the methods' losses
-from pipeline.data.loading import BatchSource
-from pipeline.data.single_view import SingleViewDataset
+from pipeline.data.single_view import SingleViewDataset, ViewSample
 from pipeline.detectors import atss
 from pipeline.detectors.box_head import training_config
 from pipeline.detectors.build import build_model
@@ -24,6 +24,7 @@ from pipeline.finetune.initial_fill import InitialFill
 from pipeline.finetune.last_layers import CLASSIFIER, is_plain, last_layers_to_renew, mask_predictor_of
 from pipeline.finetune.plan import FinetuneJob as FinetuneJob
 from pipeline.finetune.plan import FinetunePlan as FinetunePlan
+from pipeline.finetune.views import dataset_of, source_of
 from pipeline.stats.schemes import alpha_schedule
 
 # names of `finetune.runs.NAME.transfer` -> modules of the detectors
@@ -144,30 +145,12 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     bf16 = settings.precision == "bf16"
     model = SupervisedModel(detector, process.device, with_mask=with_mask, bf16=bf16).to(process.device)
     model.train()
-    dataset = SingleViewDataset(
-        plan.annotations,
-        job.images,
-        settings.short_sides,
-        settings.long_side,
-        flip=settings.flip,
-        seed=job.seed,
-        with_polygons=with_mask,
-    )
-    source = BatchSource(
-        dataset,
-        plan.sampler,
-        plan.schedule,
-        plan.annotations.sizes_wh,
-        settings.short_sides,
-        settings.long_side,
-        process=process,
-        workers=workers,
-    )
+    dataset = dataset_of(plan)
     return Trainer(
         model,
         sgd(model, plan.recipe.lr, settings.sgd_momentum, plan.weight_decay),
         plan.schedule,
-        source,
+        source_of(plan, dataset, process, workers),
         images_per_step=settings.batch_size,
         process=process,
         accumulate=settings.accumulate,
@@ -177,14 +160,13 @@ def build_trainer(plan: FinetunePlan, process: Process, workers: int, hooks: Ite
     )
 
 
-def _fill(detector: nn.Module, dataset: SingleViewDataset) -> list[Hook]:
+def _fill(detector: nn.Module, dataset: Dataset[ViewSample]) -> list[Hook]:
     """What fills the memory of a head that has one."""
     head = getattr(detector, "roi_head", None)
-    return (
-        [InitialFill(dataset, head.class_features.queue_size)]
-        if isinstance(head, heads.MemoryRoIHead)
-        else []
-    )
+    if not isinstance(head, heads.MemoryRoIHead):
+        return []
+    assert isinstance(dataset, SingleViewDataset), "a second stage has plain views"
+    return [InitialFill(dataset, head.class_features.queue_size)]
 
 
 def _describe(plan: FinetunePlan) -> Any:
