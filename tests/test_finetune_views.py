@@ -42,6 +42,9 @@ def test_only_bacl_pastes_and_only_in_its_first_stage(tmp_path):
         for stage in (["first", "second"] if method.second_stage else ["only"])
     }
     assert {key for key, augment in found.items() if augment == "copy-paste"} == {("bacl", "first")}
+    assert plan(tmp_path, "bacl", "first").title == ", stage 1 (bce) with copy-paste"
+    assert plan(tmp_path, "ce", augment="copy-paste").title == " with copy-paste"
+    assert plan(tmp_path, "bacl", "second").title == ", stage 2 (bacl)"
 
 
 @pytest.mark.parametrize("method", ["ecm", "bags", "bacl"])

@@ -63,9 +63,10 @@ class FinetunePlan:
 
     @property
     def title(self) -> str:
-        """For the log, after the run's name: which stage this is, and with which method, if there are two."""
+        """For the log, after the run's name: which stage of two, with which method, and views if not plain."""
         number = {"only": "", "first": "1", "second": "2"}[self.job.stage]
-        return f", stage {number} ({self.method.name})" if number else ""
+        stage = f", stage {number} ({self.method.name})" if number else ""
+        return stage if self.augment == "plain" else f"{stage} with {self.augment}"
 
     @property
     def second_stage(self) -> SecondStage | None:
