@@ -63,7 +63,7 @@ class FinetunePlan:
 
     @property
     def title(self) -> str:
-        """For the log, after the run's name: which stage of two, with which method, and views if not plain."""
+        """For the log, after the run's name: the stage of two, its method, views that are not plain."""
         number = {"only": "", "first": "1", "second": "2"}[self.job.stage]
         stage = f", stage {number} ({self.method.name})" if number else ""
         return stage if self.augment == "plain" else f"{stage} with {self.augment}"
