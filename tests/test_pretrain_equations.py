@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_detector import tiny_settings, toy_batch, toy_model
+from toy_detector import in_float64, tiny_settings, toy_batch, toy_model
 
 LITERAL = {
     "contrast": {"predictor": False, "mask_same_image": False},
@@ -18,12 +18,8 @@ LITERAL = {
 
 
 def double(batch):
-    """All that is a real number in float64; of the images, two are the same and one is in the queue."""
-    fields = {
-        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
-        for name, value in vars(batch).items()
-    }
-    return dataclasses.replace(batch, **{**fields, "image_ids": torch.tensor([7, 7, 0, 9])})
+    """In float64; two of the images are the same one, and all come again in every batch."""
+    return dataclasses.replace(in_float64(batch), image_ids=torch.tensor([7, 7, 0, 9]))
 
 
 def mlp(network, rows, valid):

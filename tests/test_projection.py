@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from torch import nn
 
 from pipeline.pretrain.projection import MaskedBatchNorm, ProjectionMLP
@@ -171,22 +170,17 @@ def one_step(rows, valid):
     return output.detach(), inputs.grad, gradients, network.norm.running_mean, network.norm.running_var
 
 
-def process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    results = {}
-    for name, valid in CASES.items():
-        mine = slice(rank * ROWS, (rank + 1) * ROWS)
-        results[name] = one_step(random_rows(2 * ROWS, WIDTH)[mine], torch.tensor(valid)[mine])
-    torch.save(results, f"{folder}/result-{rank}.pth")
-    dist.destroy_process_group()
+def every_case(rank, world):
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    return {
+        name: one_step(random_rows(2 * ROWS, WIDTH)[mine], torch.tensor(valid)[mine])
+        for name, valid in CASES.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("projection")
-    mp.spawn(process, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"result-{rank}.pth", weights_only=True) for rank in range(2)]
+    return together(2, every_case, tmp_path_factory.mktemp("projection"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -140,6 +140,15 @@ def toy_batch(seed=0, images=4, boxes=3, canvas_wh=(96, 64), invalid=()):
     )
 
 
+def in_float64(batch):
+    """All that is a real number; the model needs `double` too."""
+    fields = {
+        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in vars(batch).items()
+    }
+    return PretrainBatch(**fields)
+
+
 def shard(batch, rank, world):
     """The share of one process: every field cut along its first dimension."""
     size = len(batch.image_ids) // world
