@@ -146,6 +146,32 @@ def test_resume_is_exact(head, tmp_path):
         assert torch.equal(value, resumed.state_dict()[name])
 
 
+PARTS = (
+    "class_features.feature_prototype",
+    "class_features.feature_variance",
+    "class_features.feature_used",
+    "class_features.draws.step",
+    "bbox_head.loss_cls.cm_numerator",
+    "bbox_head.loss_cls.num_gt",
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_state_is_needed_for_that(head, part):
+    """A checkpoint that left it out would go on with what a new head has, and train something else."""
+    new = copy.deepcopy(head)
+    train(head, range(2))
+    without = {**head.state_dict(), part: new.state_dict()[part].clone()}
+    new.load_state_dict(without)
+    train(new, [2])
+    train(head, [2])
+    assert any(
+        not torch.equal(value, new.state_dict()[name])
+        for name, value in head.state_dict().items()
+        if name != part
+    )
+
+
 @pytest.mark.parametrize("number", [0, 30])
 def test_no_objects(head, number):
     losses = head.loss(pyramid(), proposals(number), without_objects())

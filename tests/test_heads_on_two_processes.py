@@ -25,6 +25,7 @@ def step(head, number, has_objects):
     (losses["loss_cls"] + losses["loss_bbox"]).backward()
     assert all(p.grad is not None for p in head.bbox_head.parameters())
     assert all(value.isfinite() for value in losses.values())
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def run_in_a_process(rank, folder):
@@ -32,10 +33,17 @@ def run_in_a_process(rank, folder):
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     states = {}
     for method, settings in HEADS.items():
-        head = tiny_head(method, **settings)
-        for number in range(2):
-            step(head, number, has_objects=rank == number)
+        head, path = tiny_head(method, **settings), f"{folder}/{method}.pth"
+        losses = [step(head, 0, has_objects=rank == 0)]
+        if rank == 0:
+            torch.save(head.state_dict(), path)
+        dist.barrier()
+        resumed = tiny_head(method, seed=5, **settings)
+        resumed.load_state_dict(torch.load(path, weights_only=True))
+        losses += [step(each, 1, has_objects=rank == 1) for each in (head, resumed)]
         states[method] = head.state_dict()
+        states[f"{method} resumed"] = resumed.state_dict()
+        states[f"{method} losses"] = losses
     dist.destroy_process_group()
     torch.save(states, f"{folder}/{rank}.pth")
 
@@ -61,12 +69,25 @@ def one_process(method):
 
 @pytest.mark.parametrize("method", HEADS)
 def test_processes_agree(both, method):
-    first, second = (states[method] for states in both)
+    assert_same(*(states[method] for states in both))
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
     for name, value in first.items():
         if name.endswith("_extra_state"):
             assert all(torch.equal(value[key], second[name][key]) for key in value)
         else:
             assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_processes_resume_from_the_file_of_one(both, method):
+    """The first process had no objects after it, the second none before."""
+    for states in both:
+        _, whole, resumed = states[f"{method} losses"]
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
+        assert_same(states[method], states[f"{method} resumed"])
 
 
 def test_memory_is_that_of_one_process(both):

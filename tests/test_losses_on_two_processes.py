@@ -95,14 +95,27 @@ def run_in_a_process(rank, folder):
     for name in OWN:
         toy = Toy(name)
         values = train(toy, range(len(STEPS)), rank)
-        found[name] = (values, state_of(toy))
+        found[name] = (values, state_of(toy), toy.loss.state_dict(), *resumed_from_the_first(name, folder))
     dist.destroy_process_group()
     torch.save(found, f"{folder}/{rank}.pth")
 
 
+def resumed_from_the_first(name, folder):
+    """Values and state of the same steps, where both continue after two from the first process's file."""
+    toy, path = Toy(name), f"{folder}/{name}.pth"
+    values = train(toy, range(2), dist.get_rank())
+    if dist.get_rank() == 0:
+        torch.save(toy.state_dict(), path)
+    dist.barrier()
+    resumed = Toy(name)
+    resumed.load_state_dict(torch.load(path, weights_only=True))
+    values += train(resumed, range(2, len(STEPS)), dist.get_rank())
+    return values, resumed.loss.state_dict()
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Values and states of all losses on both processes."""
+    """Values and states of all losses on both processes, undisturbed and resumed."""
     folder = str(tmp_path_factory.mktemp("processes"))
     other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
     run_in_a_process(1, folder)  # a second child would only double the seconds of importing
@@ -115,7 +128,7 @@ def both(tmp_path_factory):
 def test_state_of_two_processes_is_that_of_one(both, name):
     toy = Toy(name)
     train(toy, range(len(STEPS)), None)
-    (values, first), (others, second) = (states[name] for states in both)
+    (values, first), (others, second) = (states[name][:2] for states in both)
     assert len(values) == len(others) == len(STEPS)
     for key, value in state_of(toy).items():
         assert torch.equal(first[key], second[key]), key
@@ -147,6 +160,15 @@ def test_resumed_in_the_middle_is_bit_exact(name):
         assert torch.equal(value, resumed.state_dict()[key]), key
     for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_two_processes_resume_from_the_file_of_one(both, name):
+    """Also what each draws for itself goes on where it was, though the file is the first one's."""
+    for values, _, state, resumed_values, resumed in (states[name] for states in both):
+        assert resumed_values == values
+        assert state.keys() == resumed.keys()
+        assert all(torch.equal(value, resumed[key]) for key, value in state.items())
 
 
 @pytest.mark.parametrize("name", OWN)

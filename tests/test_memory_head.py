@@ -204,6 +204,26 @@ def test_resume_is_exact(head, tmp_path):
     assert torch.equal(resumed.bbox_head.loss_cls.mean_score, head.bbox_head.loss_cls.mean_score)
 
 
+@pytest.mark.parametrize("part", ["features", "box_targets", "num_filled", "pointers", "draws", "mean_score"])
+def test_every_part_of_the_state_is_needed_for_that(head, part):
+    """A checkpoint that left it out would go on with what a new head has, and train something else."""
+    new = copy.deepcopy(head)
+    train(head, range(2))
+    whole, empty = head.state_dict(), new.state_dict()
+    names = {"draws": "class_features.draws.step", "mean_score": "bbox_head.loss_cls.mean_score"}
+    if part in names:
+        whole |= {names[part]: empty[names[part]].clone()}
+    elif part == "num_filled":
+        whole |= {"class_features._extra_state": empty["class_features._extra_state"]}
+    else:
+        memory = whole["class_features._extra_state"]
+        whole |= {"class_features._extra_state": {**memory, part: torch.zeros_like(memory[part])}}
+    new.load_state_dict(whole)
+    losses = [train(each, [2, 3]) for each in (head, new)]
+    same = torch.equal(head.class_features.features, new.class_features.features)
+    assert losses[0] != losses[1] or not same
+
+
 @pytest.mark.parametrize("number", [0, 30])
 def test_no_objects(head, number):
     head.collect(pyramid(), without_objects())
