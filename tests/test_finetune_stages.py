@@ -46,6 +46,7 @@ from pipeline.finetune.settings import (
     second_recipe,
 )
 from pipeline.finetune.training import LossEpoch, drawn_by
+from pipeline.finetune.variant import method_of
 from pipeline.settings import build
 from stages import finetune as command
 
@@ -65,6 +66,11 @@ def tiny_config(method: str, **changes: Any) -> dict[str, Any]:
         box_head=chosen.bbox_head(CLASSES, COUNTS),
         mask_head=chosen.mask_head(CLASSES),
     )
+
+
+def tiny_config_of_atss() -> dict[str, Any]:
+    sizes = {**TINY["detector"], "type": "atss"}  # type: ignore[dict-item]
+    return model_config(build(DetectorSettings, sizes, "detector"), CLASSES)
 
 
 def tiny_detector(method: str, **changes: Any) -> nn.Module:
@@ -405,6 +411,30 @@ def test_a_kept_classifier_of_another_width_is_refused_with_both_numbers(tmp_pat
     second_stage.refuse_other_width(tmp_path / "x.pth", {"state_dict": loce.state_dict()}, loce)
 
 
+def test_a_kept_classifier_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Cosines read as products: the same shape, other numbers."""
+    loce, path = get_method("loce"), tmp_path / "x.pth"
+    for meta in ({"classifier": "ce", "cls_predictor": "NormedLinear"}, {"classifier": "ecm"}):
+        with pytest.raises(
+            MismatchedInput, match="is a NormedLinear, but loce goes on with a Linear"
+        ) as refused:
+            second_stage.refuse_other_kind(path, {"meta": meta}, loce)
+        assert "classifier: normed" in refused.value.hint
+    normed = method_of(FinetuneRun("loce", classifier="normed"))
+    second_stage.refuse_other_kind(path, {"meta": {"classifier": "ecm"}}, normed)
+    with pytest.raises(MismatchedInput, match="is a Linear, but loce goes on with a NormedLinear"):
+        second_stage.refuse_other_kind(path, {"meta": {"classifier": "ce"}}, normed)
+    for plain in ({}, {"classifier": "ce"}, {"classifier": "softmax"}):
+        second_stage.refuse_other_kind(path, {"meta": plain}, loce)
+
+
+def test_a_pre_trained_detector_is_no_first_stage(tmp_path: Path) -> None:
+    path = first_file(tmp_path, nn.Linear(1, 1), ["a"], stage="pretrain", classifier="softmax")
+    with pytest.raises(MismatchedInput, match=r"first\.pth is of the pretrain stage") as refused:
+        second_stage.read_first(path)
+    assert f"init: {path}, stage1: train" in refused.value.hint and refused.value.exit_code == 3
+
+
 def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=r"nowhere\.pth does not exist") as refused:
         second_stage.read_first(tmp_path / "nowhere.pth")
@@ -706,6 +736,10 @@ def test_first_stages_that_do_not_fit_are_refused(project: Path, tdrcl: Callable
     (project / "other.yaml").write_text(yaml.safe_dump(stats))
     mismatch = tdrcl("finetune", "--method", "ecm", "--params", "other.yaml", "--out", "other")
     assert mismatch.code == 3 and not (project / "other").exists()
+    dense = answer_to("bacl", build_model(tiny_config_of_atss(), 0), names)
+    assert dense.code == 3 and "is of another detector" in dense.err and "detector.type" in dense.err
+    reversed_ = answer_to("bacl", tiny_detector("ce"), names[::-1])
+    assert reversed_.code == 3 and f"{names[-1]!r} where they have {names[0]!r}" in reversed_.err
     single = answer_to("ecm", tiny_detector("ce"), names)
     assert single.code == 2 and "ecm has one stage" in single.err
     init = tdrcl("finetune", "--run", "acsl", "--init", "somewhere.pth")

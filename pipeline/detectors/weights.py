@@ -50,6 +50,15 @@ class LoadReport:
         return f"from {self.source}: loaded {loaded} tensors; newly initialised: {new or 'nothing'}{left}"
 
 
+def read_weights(path: Path) -> dict[str, Any]:
+    """The content of a file that training may start from; of a .pkl its arrays as tensors.
+
+    Raises:
+        MissingInput, InputError: no such file, or not a file of weights.
+    """
+    return read_pickle(path) if path.suffix == ".pkl" else load_tensors(path)
+
+
 def load_initial(
     model: nn.Module,
     path: Path | None,
@@ -58,6 +67,7 @@ def load_initial(
     drop: Mapping[str, str],
     allow_partial: Sequence[str],
     pixels: Pixels = "auto",
+    foreign: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Load weights into a MMDetection detector, in place.
 
@@ -70,6 +80,7 @@ def load_initial(
         drop: part -> reason, for parts that must stay new (a classifier of another kind).
         allow_partial: parts that the file may, but need not, lack as a whole: `layer4`, `mask_head`.
         pixels: of a detectron2 file, see detectron2_weights.
+        foreign: part -> whose it is, for parts that a file may have and this detector has not.
 
     Raises:
         MissingInput, InputError: no such file, or not a file of weights.
@@ -80,22 +91,25 @@ def load_initial(
         return LoadReport("no initial weights given", {}, {})
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     _refuse_unknown_parts(allow_partial, own)
-    content = read_pickle(path) if path.suffix == ".pkl" else load_tensors(path)
+    content = read_weights(path)
     state, is_detector = _in_our_names(content, path, pixels)
+    left = [str((content.get("meta") or {}).get("left_behind", ""))]
+    left += [f"{part} ({why})" for part, why in (foreign or {}).items() if _has(state, part)]
+    state = {n: t for n, t in state.items() if not _startswith(n, foreign or {})}
     new = dict(drop)
     if is_detector and list(_classes(content)) != list(classes):
         new |= {part: "the checkpoint has other categories" for part in CLASS_SHAPED}
     new = {part: why for part, why in new.items() if not _startswith(part, [p for p in new if p != part])}
     state = {n: t for n, t in state.items() if not _startswith(n, new)}
     _refuse_unknown(state, own, path)
-    new = {part: why for part, why in new.items() if any(_startswith(n, [part]) for n in own)}
+    new = {part: why for part, why in new.items() if _has(own, part)}
     _refuse_shapes(state, own, path)
     new |= _missing_parts(state, own, new, is_detector, allow_partial, path)
     model.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()}, strict=False)
     loaded: dict[str, int] = {}
     for name in state:
         loaded[part_of(name)] = loaded.get(part_of(name), 0) + 1
-    return LoadReport(path.name, loaded, new, str((content.get("meta") or {}).get("left_behind", "")))
+    return LoadReport(path.name, loaded, new, "; ".join(filter(None, left)))
 
 
 def part_of(name: str) -> str:
@@ -134,6 +148,10 @@ def _classes(content: Mapping[str, Any]) -> Sequence[str]:
 
 def _startswith(name: str, parts: Mapping[str, str] | Sequence[str]) -> bool:
     return any(name == part or name.startswith(part + ".") for part in parts)
+
+
+def _has(state: Mapping[str, Tensor], part: str) -> bool:
+    return any(_startswith(name, [part]) for name in state)
 
 
 def _refuse_unknown(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

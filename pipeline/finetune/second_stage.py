@@ -16,7 +16,15 @@ from torch import nn
 from pipeline.detectors.weights import LoadReport, part_of
 from pipeline.engine.checkpoint import load_tensors
 from pipeline.errors import MismatchedInput, MissingInput, UsageError
-from pipeline.finetune.last_layers import CLASSIFIER, MASK_PREDICTOR, mask_predictor_of, meta_of
+from pipeline.finetune.last_layers import (
+    CLASSIFIER,
+    MASK_PREDICTOR,
+    cls_predictor_in,
+    cls_predictor_of,
+    maker_of,
+    mask_predictor_of,
+    meta_of,
+)
 from pipeline.finetune.method import Method
 from pipeline.finetune.methods import METHODS, get_method
 from pipeline.finetune.settings import FinetuneRun
@@ -97,7 +105,7 @@ def read_first(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingInput, InputError: no such file, or it is not readable.
-        MismatchedInput: it is no detector.
+        MismatchedInput: it is no detector, or only a pre-trained one.
     """
     if not path.exists():
         raise MissingInput(
@@ -105,6 +113,11 @@ def read_first(path: Path) -> dict[str, Any]:
             "train it, e.g. `2drcl finetune --method ce`, or set stage1: train",
         )
     content = load_tensors(path)
+    if meta_of(content).get("stage") == "pretrain":
+        raise MismatchedInput(
+            f"stage1: {path} is of the pretrain stage, and no method was trained on it yet",
+            f"train stage 1 from it: init: {path}, stage1: train",
+        )
     if not isinstance(content.get("state_dict"), Mapping):
         raise MismatchedInput(
             f"stage1: {path} is no detector (no state_dict)", "only stage 1 can start from a backbone"
@@ -129,6 +142,21 @@ def refuse_other_classes(path: Path, first: Mapping[str, Any], classes: Sequence
         f"stage1: {path} names {len(found)} categories, the annotations {len(classes)}{differing}",
         "both stages must be trained on the same categories",
     )
+
+
+def refuse_other_kind(path: Path, first: Mapping[str, Any], method: Method) -> None:
+    """Refuse a first stage whose classifier, which shall be kept, is cosines where products are meant.
+
+    Raises:
+        MismatchedInput: with both kinds of layer.
+    """
+    found = cls_predictor_in(first, maker_of(first, method.detectors))
+    wanted = cls_predictor_of(method)
+    if found != wanted:
+        raise MismatchedInput(
+            f"stage1: the classifier in {path} is a {found}, but {method.name} goes on with a {wanted}",
+            f"set classifier: {'linear' if found == 'Linear' else 'normed'} too, or stage1: train",
+        )
 
 
 def refuse_other_width(path: Path, first: Mapping[str, Any], detector: nn.Module) -> None:

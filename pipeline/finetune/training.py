@@ -14,14 +14,22 @@ from pipeline.detectors.box_head import training_config
 from pipeline.detectors.build import build_model
 from pipeline.detectors.publish import publish_detector
 from pipeline.detectors.supervised import SupervisedModel
-from pipeline.detectors.weights import LoadReport, clone_state, load_initial
-from pipeline.engine.checkpoint import load_tensors, save_tensors
+from pipeline.detectors.weights import LoadReport, clone_state, load_initial, read_weights
+from pipeline.engine.checkpoint import save_tensors
 from pipeline.engine.distributed import Process, share_of
 from pipeline.engine.loop import Hook, Record, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.finetune import heads, second_stage
 from pipeline.finetune.initial_fill import InitialFill
-from pipeline.finetune.last_layers import CLASSIFIER, is_plain, last_layers_to_renew, mask_predictor_of
+from pipeline.finetune.last_layers import (
+    CLASSIFIER,
+    cls_predictor_of,
+    is_plain,
+    last_layers_to_renew,
+    mask_predictor_of,
+    meta_of,
+)
+from pipeline.finetune.method import Method
 from pipeline.finetune.plan import FinetuneJob as FinetuneJob
 from pipeline.finetune.plan import FinetunePlan as FinetunePlan
 from pipeline.finetune.views import dataset_of, source_of
@@ -83,11 +91,12 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
     if plan.second_stage is not None:
         return detector, _load_first(plan, detector, plan.second_stage.trains)
     drop = _running_state(detector) | _not_transferred(plan.job.run.transfer)
-    if plan.method.roi_head is not None:
-        drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
     path = Path(plan.job.init) if plan.job.init else None
+    content = {} if path is None else read_weights(path)
+    if plan.method.roi_head is not None and plan.method.name != meta_of(content).get("classifier"):
+        drop |= dict.fromkeys(heads.NEW_LAYERS, f"only {plan.method.name} has them")
     classifier = atss.CLASSIFIER if plan.job.detector.type == "atss" else CLASSIFIER
-    drop |= last_layers_to_renew(plan.method, path, detector, classifier)
+    drop |= last_layers_to_renew(plan.method, content, detector, classifier)
     report = load_initial(
         detector,
         path,
@@ -95,8 +104,14 @@ def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:
         drop=drop,
         allow_partial=plan.job.finetune.allow_partial,
         pixels=plan.job.detector.init_pixels,
+        foreign=_layers_of_others(plan.method),
     )
     return detector, report
+
+
+def _layers_of_others(method: Method) -> dict[str, str]:
+    """Layers that a plain head has not, and what to say of them where a file has them."""
+    return {} if method.roi_head is not None else dict.fromkeys(heads.NEW_LAYERS, "only pcb has them")
 
 
 def _not_transferred(transfer: Sequence[str]) -> dict[str, str]:
@@ -117,9 +132,16 @@ def _load_first(plan: FinetunePlan, detector: nn.Module, trains: Sequence[str]) 
     second_stage.refuse_other_classes(path, first, classes)
     drop = _running_state(detector) | second_stage.parts_to_renew(plan.method, first)
     if CLASSIFIER not in drop:
+        second_stage.refuse_other_kind(path, first, plan.method)
         second_stage.refuse_other_width(path, first, detector)
-    allowed = plan.job.finetune.allow_partial
-    report = load_initial(detector, path, classes=classes, drop=drop, allow_partial=allowed)
+    report = load_initial(
+        detector,
+        path,
+        classes=classes,
+        drop=drop,
+        allow_partial=plan.job.finetune.allow_partial,
+        foreign=_layers_of_others(plan.method),
+    )
     second_stage.freeze_all_but(detector, trains)
     second_stage.refuse_frozen_but_new(path, report, detector)
     return report
@@ -179,7 +201,7 @@ def _describe(plan: FinetunePlan) -> Any:
 
 def drawn_by(weights: Path | None) -> int:
     """Images drawn on the way to a file of weights: a detector of ours says so itself, others count as 0."""
-    meta = {} if weights is None else load_tensors(weights).get("meta")
+    meta = {} if weights is None else read_weights(weights).get("meta")
     if not isinstance(meta, dict):
         return 0
     return int(meta.get("images_drawn_with_init", meta.get("images_drawn", 0)))
@@ -218,7 +240,11 @@ def publish(plan: FinetunePlan, state: dict[str, Any], folder: Path, drawn: dict
 
 def _meta(plan: FinetunePlan) -> dict[str, str]:
     """What a later stage needs to know of the detector's last layers."""
-    meta = {"stage": "finetune", "classifier": plan.method.name}
+    meta = {
+        "stage": "finetune",
+        "classifier": plan.method.name,
+        "cls_predictor": cls_predictor_of(plan.method),
+    }
     if plan.job.detector.type == "mask-rcnn":
         meta["mask_predictor"] = mask_predictor_of(plan.method)
     return meta
