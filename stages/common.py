@@ -52,7 +52,8 @@ def make(order: Order, manifest: Mapping[str, Any], produce: Callable[[Path], No
     current = artifacts.is_current(out, stage, str(manifest["fingerprint"])) and not order.fresh
     if order.dry_run:
         answer = {"stage": stage, "out": str(out), "up_to_date": current, **manifest}
-        data(answer, True, [])
+        if is_first():
+            data(answer, True, [])
         return False
     if current:
         say(f"{stage}: {out} is up to date")

@@ -38,8 +38,11 @@ def estimate(detector: DetectorSettings, settings: PretrainSettings, images: int
     bytes_per_value = 1 if settings.precision == "bf16" else 2  # the table is of bf16
     return {
         "gflop_per_image": round(gflop, 1),
-        "hours_on_one": {name: round(images * gflop / (rate * 3.6e6), 2) for name, rate in RATES.items()},
+        "hours_on_one": {
+            name: float(f"{images * gflop / (rate * 3.6e6):.2g}") for name, rate in RATES.items()
+        },
         "gb_per_image_of_a_process": round(memory * bytes_per_value, 2),
         "gb_beside_the_images": round(STATE_GB * min(1.0, TRUNK[detector.depth]), 2),
-        "what_it_is": "arithmetic of counted operations and usual rates; expect a factor of two",
+        "what_it_is": "arithmetic of counted operations and usual rates; expect a factor of two; "
+        "without the libraries' own memory, 0.7 GB of a process",
     }

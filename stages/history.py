@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pipeline.drawing import RUN_LINES
+
 SMOOTHED_OVER = 20  # points of the drawn curves, out of many steps
 NOT_LOSSES = ("step", "epoch", "images", "lr", "alpha", "grad_norm")
 LEVELS = ("norm_c2", "norm_c3", "norm_c4", "norm_c5")
@@ -51,8 +53,9 @@ def measures_figure(history: Path, path: Path) -> bool:
     figure = Figure(figsize=(12, 2.8 * -(-len(panels) // 3)), layout="constrained")
     for number, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(-(-len(panels) // 3), 3, number)
-        for name in names:
-            axes.plot(rows["step"], rows[name] if name == "alpha" else _smooth(rows[name]), label=name)
+        for name, line in zip(names, RUN_LINES, strict=False):  # ages of both queues are often equal
+            values = rows[name] if name == "alpha" else _smooth(rows[name])
+            axes.plot(rows["step"], values, linestyle=line, label=name)
         axes.set_title(title)
         axes.set_xlabel("step")
         if len(names) > 1:

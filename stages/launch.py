@@ -140,6 +140,18 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def is_held(work: Path) -> bool:
+    """Whether a run is at work in a scratch folder."""
+    if not (work / LOCK).exists():
+        return False
+    with (work / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _first_error(work: Path, code: int, log: Path, world: int, was_signalled: bool) -> TwoDRCLError:
     """The error of the process that failed first, as it was raised there.
 

@@ -7,11 +7,18 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.data.settings import Split
 from pipeline.errors import MismatchedInput, MissingInput
-from pipeline.pretrain.training import PretrainJob, PretrainPlan, build_detector, publish
+from pipeline.pretrain.reconstructions_figure import reconstructions_figure
+from pipeline.pretrain.training import (
+    RECONSTRUCTIONS,
+    PretrainJob,
+    PretrainPlan,
+    build_detector,
+    publish,
+)
 from pipeline.proposals.store import ProposalStore
 from pipeline.settings import to_plain
 from stages import show_batch
-from stages.common import Order, answer, check_splits, proposals_digest, refuse_own_input
+from stages.common import Order, answer, check_splits, default_out, proposals_digest, refuse_own_input
 from stages.console import say, warn
 from stages.estimate import estimate
 from stages.history import summary
@@ -60,14 +67,19 @@ def run(order: Order, inputs: Inputs, picture: Path | None = None) -> None:
     )
     manifest |= {"images_drawn": plan.images_drawn}
     if order.dry_run:
+        manifest["steps"] = plan.schedule.total
         manifest["estimate"] = estimate(job.detector, settings, plan.images_drawn)
 
     def produce(state: dict[str, Any], folder: Path) -> None:
         publish(plan, state, folder)
         keep_history(job.work, folder)
+        reconstructions_figure(job.work / RECONSTRUCTIONS, folder / "figures" / "reconstructions.png")
         say(f"pretrain: {summary(folder / 'history.jsonl')}")
 
     train_and_publish(order, manifest, job, settings, produce)
+    if not order.dry_run:
+        init = "" if order.out == default_out("pretrain") else f" --init {order.out}/detector.pth"
+        say(f"pretrain: the detector is {order.out}/detector.pth; next: 2drcl finetune{init}")
     answer(order)
 
 

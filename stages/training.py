@@ -1,5 +1,6 @@
 """The way of every training stage: plan, train in scratch, publish from the last checkpoint."""
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.errors import InputError
 from stages import launch
 from stages.common import Order, make
-from stages.console import Stopwatch, say, warn
+from stages.console import Stopwatch, peak_memory_mib, say, warn
 from stages.history import loss_figure, measures_figure, write_history_table
 from stages.jobs import GPU_MEMORY
 from stages.machine import is_first
@@ -42,7 +43,16 @@ def train_and_publish(
         if is_first():
             make(order, manifest, lambda folder: publish(state, folder))
             watch.write(order.out, **measured)
+            say(f"{manifest['stage']}: {_spent(watch.seconds, measured)}")
             shutil.rmtree(job.work, ignore_errors=True)
+
+
+def _spent(seconds: float, measured: Mapping[str, float]) -> str:
+    """Time and memory of this command."""
+    memory = f"{peak_memory_mib() / 1024:.1f} GiB of memory in the largest process"
+    if "gpu_memory_mib" in measured:
+        memory += f" and {measured['gpu_memory_mib'] / 1024:.1f} GiB on all GPUs"
+    return f"this command took {datetime.timedelta(seconds=round(seconds))} and {memory}"
 
 
 def nothing_to_do(order: Order, manifest: Mapping[str, Any], work: Path) -> bool:
@@ -61,10 +71,15 @@ def nothing_to_do(order: Order, manifest: Mapping[str, Any], work: Path) -> bool
 
 
 def _unfinished(order: Order, work: Path) -> dict[str, Any]:
-    """Of a dry run: the scratch folder, and from which step each training in it would continue."""
+    """Of a dry run: the scratch folder, from which step each training in it would continue, and whether
+    another command is at it now."""
     found = {} if order.fresh else {folder: CheckpointFolder(folder) for folder in work.rglob("checkpoints")}
     steps = {str(folder.parent.relative_to(work)): files.newest_step() for folder, files in found.items()}
-    return {"work": str(work), "continues_from_step": {name: step for name, step in steps.items() if step}}
+    return {
+        "work": str(work),
+        "continues_from_step": {name: step for name, step in steps.items() if step},
+        "is_running": launch.is_held(work),
+    }
 
 
 def train(order: Order, kind: str, job: Any, settings: Any) -> tuple[dict[str, Any], dict[str, float]]:

@@ -11,10 +11,11 @@ from PIL import Image
 from toy_detector import tiny_settings, toy_batch, toy_model
 
 from pipeline.data.draws import images_of_step
+from pipeline.data.photometric import pixels_of
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.errors import InputError
 from pipeline.pretrain.preview import Preview, preview
-from pipeline.pretrain.preview_figure import COLOURS, pixels_of, preview_figure
+from pipeline.pretrain.preview_figure import COLOURS, preview_figure
 from pipeline.pretrain.training import PretrainPlan, build_step
 from stages.common import Order, split_of
 from stages.params import load

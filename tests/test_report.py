@@ -58,6 +58,8 @@ def test_a_whole_chain(reported, report_project):
     assert content["runs"][0]["metrics"]["bbox_APr"] == pytest.approx(metrics["bbox_APr"], rel=1e-5)
     assert set(content["categories"]["names"]) >= set(report_tree.HOSTILE)
     assert {gap["what"] for gap in content["gaps"]} == {"stage proposals"}  # none were made here
+    painted = next(figure for figure in content["figures"] if figure["name"] == "reconstructions")
+    assert painted["title"] == "Reconstructions" and painted["picture"]["width"] == 600
 
 
 def test_figures_of_all_runs_and_their_numbers(reported):

@@ -114,6 +114,11 @@ def test_a_group_reaches_everything(page, metrics, letter):
     assert len(page.texts(ROWS)) == 8 and page.ask("location.hash") == ""
 
 
+def test_reconstructions_stand_beside_the_curves_of_pretraining(page):
+    assert page.texts("#training .gallery strong") == ["Reconstructions"]
+    assert "Reconstructions" not in page.texts("#figures .gallery strong")
+
+
 def test_a_group_is_the_errors_of_errors_json(page, project):
     page.press("#filter input[value=r]")
     errors = json.loads((project / "artifacts/analyze/ecm/errors.json").read_text())["r"]

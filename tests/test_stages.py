@@ -18,6 +18,7 @@ from conftest import TINY, write_params
 
 from pipeline import artifacts
 from pipeline.engine.checkpoint import CheckpointFolder
+from stages import launch
 
 COMMAND = [sys.executable, "-m", "stages.cli"]
 CHAIN = ("sample", "proposals", "stats", "pretrain", "finetune", "evaluate", "analyze")
@@ -145,11 +146,13 @@ def test_killed_and_continued_equals_undisturbed(project, processes):
     process = start(project, *arguments)
     talk = process.communicate(timeout=200)[1]
     assert process.returncode == 0, talk
-    assert "continuing from step" in talk
+    assert "continuing from step" in talk and "GiB of memory" in talk
+    assert f"the detector is {out}/detector.pth; next: 2drcl finetune --init {out}/detector.pth" in talk
     mine, theirs = weights(project / out), weights(whole)
     if processes == "1":
         assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
-        assert (project / out / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
+        for name in ("history.jsonl", "figures/reconstructions.png"):
+            assert (project / out / name).read_bytes() == (whole / name).read_bytes(), name
     else:
         # L_det's normalisers are per process in mmdet; every other term of the first steps is the same number
         assert_terms_agree(project / out / "history.jsonl", whole / "history.jsonl")
@@ -159,11 +162,11 @@ def test_a_dry_run_says_what_would_be_continued_and_what_it_takes(project, cli, 
     monkeypatch.chdir(project)
     arguments = ("pretrain", "--out", "artifacts/pretrain/dry", "--dry-run")
     plan = json.loads(cli(*arguments).out)
-    assert plan["up_to_date"] is False and plan["continues_from_step"] == {}
+    assert plan["up_to_date"] is False and plan["continues_from_step"] == {} and not plan["is_running"]
     assert set(plan["inputs"]) == {"annotations", "stats", "proposals"}
     assert plan["inputs"]["annotations"] == artifacts.file_digest(Path("artifacts/sample/train_lvis.json"))
     assert plan["settings"]["pretrain"]["contrast"]["temperature"] == 0.2
-    assert plan["estimate"]["gflop_per_image"] > 0 and plan["images_drawn"] > 0
+    assert plan["estimate"]["gflop_per_image"] > 0 and plan["images_drawn"] == 4 * plan["steps"] > 0
     work = Path(plan["work"])
     assert not work.exists() and not Path("artifacts/pretrain/dry").exists()
     saved = CheckpointFolder(work / "checkpoints")
@@ -173,6 +176,9 @@ def test_a_dry_run_says_what_would_be_continued_and_what_it_takes(project, cli, 
     next(work.glob("checkpoints/step-00000005.pth")).write_bytes(b"half")
     assert json.loads(cli(*arguments).out)["continues_from_step"] == {".": 3}
     assert json.loads(cli(*arguments, "--fresh").out)["continues_from_step"] == {}
+    with launch.exclusive(work, fresh=False):
+        assert json.loads(cli(*arguments).out)["is_running"] is True
+    assert json.loads(cli(*arguments).out)["is_running"] is False
     shutil.rmtree(work)
 
 

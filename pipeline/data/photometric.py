@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a network sees: float, normalised, on a canvas."""
+"""From uint8 pixels to what a network sees: float, normalised, on a canvas; and back, for people."""
 
 import numpy as np
 import torch
@@ -27,3 +27,18 @@ def on_canvas(images: list[Tensor], canvas_wh: tuple[int, int]) -> Tensor:
     for row, image in zip(canvas, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return canvas
+
+
+def pixels_of(view: Tensor, size_wh: Tensor) -> np.ndarray:
+    """The image on a canvas as people see it.
+
+    Args:
+        view: (3, H, W) normalised.
+        size_wh: (2,) size of the image on its canvas.
+
+    Returns:
+        (h, w, 3) float in [0, 1].
+    """
+    width, height = (int(side) for side in size_wh)
+    pixels = view[:, :height, :width].float().permute(1, 2, 0).cpu().numpy()  # (3, H, W) -> (h, w, 3)
+    return np.asarray((pixels * np.array(STD) + np.array(MEAN)).clip(0, 1))

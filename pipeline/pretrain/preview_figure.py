@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from pipeline.artifacts import replacing
-from pipeline.data.photometric import MEAN, STD
+from pipeline.data.photometric import pixels_of
 from pipeline.pretrain.preview import Preview
 
 CELL_INCHES, DPI = 4.0, 160
@@ -49,21 +49,6 @@ def preview_figure(shown: Preview, path: Path, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
-
-
-def pixels_of(view: Tensor, size_wh: Tensor) -> np.ndarray:
-    """The image on a canvas as people see it.
-
-    Args:
-        view: (3, H, W) normalised.
-        size_wh: (2,) size of the image on its canvas.
-
-    Returns:
-        (h, w, 3) float in [0, 1].
-    """
-    width, height = (int(side) for side in size_wh)
-    pixels = view[:, :height, :width].float().permute(1, 2, 0).cpu().numpy()  # (3, H, W) -> (h, w, 3)
-    return np.asarray((pixels * np.array(STD) + np.array(MEAN)).clip(0, 1))
 
 
 def _show(axes: Axes, view: Tensor, size_wh: Tensor, title: str) -> None:

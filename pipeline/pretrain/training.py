@@ -25,11 +25,13 @@ from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.momentum_schedule import MomentumSchedule
 from pipeline.pretrain.plan import PretrainJob as PretrainJob
 from pipeline.pretrain.plan import PretrainPlan as PretrainPlan
+from pipeline.pretrain.reconstructions import Reconstructions
 from pipeline.pretrain.views import PretrainDataset, to_batch
 from pipeline.proposals.store import ProposalStore
 from pipeline.stats.schemes import alpha_schedule
 
 LEFT_BEHIND = "the RoI branch that pre-training gave LCL"
+RECONSTRUCTIONS = "reconstructions"  # in the scratch folder
 DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector has the parts, its detector is mmdet's
 
 
@@ -98,6 +100,7 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
     settings = plan.job.pretrain
     share_of(settings.batch_size, process.world, settings.accumulate)
     model = build_step(plan, process.device)
+    momentum = MomentumSchedule(settings.contrast.momentum, settings.contrast.momentum_schedule)
     return Trainer(
         model,
         sgd(model, settings.lr, settings.sgd_momentum, settings.weight_decay),
@@ -108,9 +111,18 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
         accumulate=settings.accumulate,
         split=parts_of,
         clip_norm=settings.clip_norm,
-        hooks=[*hooks, MomentumSchedule(settings.contrast.momentum, settings.contrast.momentum_schedule)],
+        hooks=[*_watching(plan, process, model), *hooks, momentum],
         describe=_describe(plan),
     )
+
+
+def _watching(plan: PretrainPlan, process: Process, model: TwoDRCL) -> list[Hook]:
+    """What is kept for people to look at; without a generator there is nothing to see."""
+    if model.generator is None:
+        return []
+    alone = Process(0, 1, process.device)  # the same images on any number of processes
+    folder = plan.job.work / RECONSTRUCTIONS
+    return [Reconstructions(folder, lambda: next(batch_source(plan, alone, workers=0)(0)))]
 
 
 def _describe(plan: PretrainPlan) -> Callable[[int], dict[str, float]]:

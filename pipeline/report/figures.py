@@ -25,6 +25,10 @@ KNOWN = {
         "Shares of the groups",
         "Rare, common and frequent instances an epoch draws, by scheme.",
     ),
+    "reconstructions": (
+        "Reconstructions",
+        "The same training images as the generator paints them from C5, over pre-training.",
+    ),
     "attention": ("Attention", "Class activation on images of tail categories, a column per checkpoint."),
     "differences": ("Before and after", "Images where two runs differ most, with found and missed boxes."),
     "tide": ("What each error costs", "AP that would be gained if one type of error were mended."),
@@ -33,6 +37,7 @@ FIXED = (
     "sample/figures/examples.png",
     "proposals/default/figures/summary.png",
     "stats/default/figures/group_shares.png",
+    "pretrain/default/figures/reconstructions.png",
 )
 
 

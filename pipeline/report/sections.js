@@ -191,6 +191,7 @@ function drawCurves() {
     part.append(h("h3", {}, title));
     if (!found.length) part.append(absent(`the history; ${todo} makes it.`));
     else part.append(found.length > 1 ? legend(found.map((one) => RUNS[one.index])) : "", h("div", { class: "multiples" }, panels(found)));
+    if (title === "Pre-training") part.append(gallery(DATA.figures.filter(isOfTraining), "gallery wide"));
   }
 }
 
@@ -204,10 +205,16 @@ function panels(found) {
   });
 }
 
+const isOfTraining = (figure) => figure.name === "reconstructions";
+
+function gallery(figures, kind = "gallery") {
+  return h("div", { class: kind }, figures.map((figure) => h("figure", {}, h("figcaption", {}, h("strong", {}, figure.title), figure.run && `, ${figure.run}`), h("img", { src: figure.picture.src, width: figure.picture.width, height: figure.picture.height, alt: figure.run ? `${figure.alt} Run ${figure.run}.` : figure.alt }))));
+}
+
 function drawFigures() {
   const part = section("figures", "Attention and other figures", "As the stages drew them; the filter does not change them.");
   if (!DATA.figures.some((figure) => figure.name.startsWith("attention"))) part.append(absent("attention maps of these runs; 2drcl analyze draws them from detectors."));
-  part.append(h("div", { class: "gallery" }, DATA.figures.map((figure) => h("figure", {}, h("figcaption", {}, h("strong", {}, figure.title), figure.run && `, ${figure.run}`), h("img", { src: figure.picture.src, width: figure.picture.width, height: figure.picture.height, alt: figure.run ? `${figure.alt} Run ${figure.run}.` : figure.alt })))));
+  part.append(gallery(DATA.figures.filter((figure) => !isOfTraining(figure))));
 }
 
 const PURPOSE = { sample: "Renders a small long-tailed data set.", proposals: "Finds boxes of objects, whatever their category.", stats: "Counts images and instances of each category, and derives repeat factors.", pretrain: "Trains the whole detector with contrast, reconstruction and rebalancing.", finetune: "Trains the detector on its task, with a long-tailed method.", evaluate: "Scores its detections.", analyze: "Sorts its errors into types." };
