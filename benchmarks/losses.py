@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from naive_losses import NAIVE
 from torch import Tensor
 
-from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.method import ClassCounts, Method
 from pipeline.finetune.methods import METHODS
+from pipeline.finetune.row_losses import attach_gradients
 
 ROIS, CLASSES, LIMIT = 8 * 512, 1203, 1.5
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}

@@ -65,7 +65,7 @@ def test_vectors_with_their_repeated_draws():
     step, logits, labels, gradient = read_step()
     suppressors = official_suppressors(labels, step["numpy_seed"])
     mask = suppression_mask(logits, labels, suppressors, FREQUENCY, CONFIG["score_thr"])
-    recorded = gradient != 0
+    recorded = (gradient != 0).to(mask.dtype)
     recorded[torch.arange(len(labels)), labels] = mask[torch.arange(len(labels)), labels]
     assert torch.equal(mask, recorded)
     logits.requires_grad_()
@@ -143,16 +143,16 @@ def test_frequency_by_images():
 
 def test_label_counts_whatever_the_mask_says():
     logits, labels = random_logits(4), torch.tensor([0, 3, 6, 6])
-    nothing = torch.zeros(4, 7, dtype=torch.bool)
+    nothing = torch.zeros(4, 7, dtype=torch.float64)
     expected = -torch.nn.functional.logsigmoid(logits[torch.arange(4), labels])
     torch.testing.assert_close(acsl_losses(logits, labels, nothing), expected)
-    nothing[torch.arange(4), labels] = True
+    nothing[torch.arange(4), labels] = 1
     torch.testing.assert_close(acsl_losses(logits, labels, nothing), expected)
 
 
 def test_extreme_logits():
     logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
-    losses = acsl_losses(logits, torch.tensor([1]), torch.ones(1, 3, dtype=torch.bool))
+    losses = acsl_losses(logits, torch.tensor([1]), torch.ones(1, 3))
     losses.sum().backward()
     assert losses.item() == pytest.approx(400 + math.log(2))
     assert logits.grad.tolist() == [[1, -1, 0.5]]

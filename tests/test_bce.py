@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, MismatchedInput, MissingInput, UsageError
-from pipeline.finetune.bce import BCELoss, binary_losses
+from pipeline.finetune.bce import BCELoss
 from pipeline.finetune.head_contract import objectness_scores, reduce_rois, resolve_counts
+from pipeline.finetune.row_losses import binary_losses
 
 CLASSES = 6
 LABELS = torch.tensor([0, 3, 3, 5, 6, 6, 6, 1])
@@ -33,7 +34,8 @@ def slow_bce(logits, labels, weights):
 
 def test_binary_losses_equal_a_loop():
     weights = [0.5, 1.0, 2.0, 0.0, 1.5, 1.0, 0.25]
-    found = binary_losses(random_logits(), LABELS, torch.tensor(weights, dtype=torch.float64))
+    columns = torch.tensor(weights, dtype=torch.float64)
+    found = binary_losses(random_logits(), LABELS, columns, columns)
     torch.testing.assert_close(found, slow_bce(random_logits(), LABELS, weights))
 
 

@@ -12,8 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import MismatchedInput, UsageError
-from pipeline.finetune.droploss import DropLoss, count_objects, droploss_negative_weights, dropped_pairs
-from pipeline.finetune.eql import EQLLoss, weighted_binary_losses
+from pipeline.finetune.droploss import DropLoss, count_objects, droploss_shifts
+from pipeline.finetune.eql import EQLLoss
+from pipeline.finetune.row_losses import LEFT_OUT, binary_losses
+from pipeline.finetune.step_draws import coarse_uniform
 
 VECTORS = json.loads((Path(__file__).parent / "reference/vectors/droploss.json").read_text())
 CONFIG = VECTORS["config"]
@@ -21,6 +23,7 @@ STEPS = range(len(VECTORS["steps"]))
 CLASSES = 6
 INFREQUENT = torch.tensor([f < CONFIG["lambda_"] for f in CONFIG["freq"]])
 LABELS = torch.tensor([0, 4, 4, 5, 6, 6, 6, 1])
+ALL = slice(None)  # rows
 
 
 def tensor(values):
@@ -32,6 +35,12 @@ def random_logits(rows=len(LABELS), seed=0):
     return 3 * torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
 
 
+def kept(shifts):
+    """1 where a pair counts, 0 where it is left out."""
+    assert ((shifts == 0) | (shifts == torch.tensor(LEFT_OUT, dtype=shifts.dtype))).all()
+    return (shifts == 0).double()
+
+
 def new_loss(**settings):
     return DropLoss(CLASSES, **{**CONFIG, **settings})
 
@@ -40,7 +49,8 @@ def new_loss(**settings):
 def test_vectors_with_the_recorded_weights(index):
     step = VECTORS["steps"][index]
     logits = tensor(step["logits"]).requires_grad_()
-    losses = weighted_binary_losses(logits, torch.tensor(step["labels"]), tensor(step["drop_weight"]))
+    shifted = logits + LEFT_OUT * (1 - tensor(step["drop_weight"]))
+    losses = binary_losses(logits, torch.tensor(step["labels"]), shifted=lambda rows: shifted[rows])
     losses.mean().backward()
     torch.testing.assert_close(losses.mean().detach(), tensor(step["loss"]), rtol=1e-7, atol=0)
     torch.testing.assert_close(logits.grad, tensor(step["grad"]), rtol=1e-6, atol=1e-12)
@@ -54,7 +64,7 @@ def test_vectors_with_the_recorded_draw(index):
     ratio = num_infrequent / num_objects
     assert ratio.item() == pytest.approx(step["ratio"], rel=1e-7)
     uniform = torch.rand(10, CLASSES, generator=torch.Generator().manual_seed(step["torch_seed"]))
-    weights = droploss_negative_weights(labels, INFREQUENT, dropped_pairs(uniform, ratio), torch.float64)
+    weights = kept(droploss_shifts(labels, INFREQUENT, ratio, uniform))
     expected = tensor(step["drop_weight"])
     is_label = labels[:, None] == torch.arange(CLASSES)
     assert torch.equal(weights[~is_label], expected[~is_label])
@@ -84,18 +94,21 @@ def slow_weights(labels, uniform):
 def test_weights_equal_a_loop(labels):
     uniform = torch.rand(8, CLASSES, generator=torch.Generator().manual_seed(3))
     num_infrequent, num_objects = count_objects(labels, INFREQUENT)
-    is_dropped = dropped_pairs(uniform, num_infrequent / num_objects)
-    found = droploss_negative_weights(labels, INFREQUENT, is_dropped, torch.float64)
-    assert torch.equal(found, slow_weights(labels, uniform))
+    expected = slow_weights(labels, uniform)  # before the memory of the draws is taken
+    found = droploss_shifts(labels, INFREQUENT, num_infrequent / num_objects, uniform)
+    assert torch.equal(kept(found), expected)
 
 
 def test_pairs_are_kept_with_probability_rho():
-    generator = torch.Generator().manual_seed(0)
-    uniform = torch.rand(200, 200, generator=generator)
-    for rho in (0.0, 0.3, 1.0):
-        kept = 1 - dropped_pairs(uniform, torch.tensor(rho)).float().mean().item()
-        assert kept == pytest.approx(rho, abs=0.01)
-    assert not dropped_pairs(uniform, torch.tensor(math.nan)).any()
+    background, infrequent = torch.full((200,), 200), torch.ones(200, dtype=torch.bool)
+
+    def share_kept(rho):
+        uniform = coarse_uniform((200, 200), torch.Generator().manual_seed(0))
+        shifts = droploss_shifts(background, infrequent, torch.tensor(rho), uniform)
+        return kept(shifts).mean().item()
+
+    assert share_kept(0.3) == pytest.approx(0.3, abs=0.01)
+    assert share_kept(0.0) == 0 and share_kept(1.0) == 1 and share_kept(math.nan) == 1
 
 
 def test_objects_are_treated_as_by_eql():
@@ -126,12 +139,12 @@ def test_gradcheck():
 def test_every_training_step_draws_anew():
     loss = new_loss()
     labels = torch.cat([LABELS, torch.full((50,), CLASSES)])
-    first, second = (loss.negative_weights(labels, torch.float32) for _ in range(2))
+    first, second = (loss.shifts(labels, torch.float32)(ALL) for _ in range(2))
     assert not torch.equal(first, second)
     assert loss.draws.step == 2
-    other = new_loss(seed=1).negative_weights(labels, torch.float32)
+    other = new_loss(seed=1).shifts(labels, torch.float32)(ALL)
     assert not torch.equal(first, other)
-    assert torch.equal(first, new_loss().negative_weights(labels, torch.float32))
+    assert torch.equal(first, new_loss().shifts(labels, torch.float32)(ALL))
 
 
 def test_validation_does_not_disturb_training():
@@ -226,9 +239,9 @@ def draw_in_a_process(rank, folder):
     background = torch.full((2000,), CLASSES)
     labels = torch.cat([background, torch.tensor([0, 1, 4, 4])]) if rank == 0 else background
     shared, own = new_loss(), new_loss(synchronize=False)
-    kept = [loss.negative_weights(labels, torch.float32)[:2000, INFREQUENT] for loss in (shared, own)]
+    weights = [kept(loss.shifts(labels, torch.float32)(ALL)[:2000, INFREQUENT]) for loss in (shared, own)]
     dist.destroy_process_group()
-    torch.save(kept, f"{folder}/{rank}.pth")
+    torch.save(weights, f"{folder}/{rank}.pth")
 
 
 def test_rho_is_that_of_all_processes_and_draws_differ(tmp_path):

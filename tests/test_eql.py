@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import MismatchedInput, UsageError
-from pipeline.finetune.bce import binary_losses
-from pipeline.finetune.eql import EQLLoss, infrequent_classes, weighted_binary_losses
+from pipeline.finetune.eql import EQLLoss, infrequent_classes
+from pipeline.finetune.row_losses import binary_losses
 
 VECTORS = json.loads((Path(__file__).parent / "reference/vectors/eql_v1.json").read_text())
 CONFIG = VECTORS["config"]
@@ -72,10 +72,10 @@ def test_weighted_binary_losses_equal_a_loop():
     generator = torch.Generator().manual_seed(1)
     table = torch.rand(8, CLASSES, generator=generator, dtype=torch.float64)
     positive = 1 + torch.rand(CLASSES, generator=generator, dtype=torch.float64)
-    found = weighted_binary_losses(random_logits(), LABELS, table, positive)
-    expected = slow_losses(random_logits(), LABELS, table.tolist(), positive.tolist())
+    found = binary_losses(random_logits(), LABELS, table[0], positive)
+    expected = slow_losses(random_logits(), LABELS, [table[0].tolist()] * 8, positive.tolist())
     torch.testing.assert_close(found, expected)
-    found = weighted_binary_losses(random_logits(), LABELS, table[0])  # one row for all, positives 1
+    found = binary_losses(random_logits(), LABELS, table[0])
     expected = slow_losses(random_logits(), LABELS, [table[0].tolist()] * 8, [1.0] * CLASSES)
     torch.testing.assert_close(found, expected)
 
@@ -83,21 +83,19 @@ def test_weighted_binary_losses_equal_a_loop():
 def test_with_a_column_for_background_and_weights_1_it_is_bce():
     logits = random_logits(columns=CLASSES + 1)
     ones = torch.ones(CLASSES + 1, dtype=torch.float64)
-    torch.testing.assert_close(
-        weighted_binary_losses(logits, LABELS, ones, ones), binary_losses(logits, LABELS)
-    )
+    torch.testing.assert_close(binary_losses(logits, LABELS, ones, ones), binary_losses(logits, LABELS))
 
 
 def test_extreme_logits_are_exact():
     logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
-    losses = weighted_binary_losses(logits, torch.tensor([1]), torch.tensor([1.0, 1.0, 0.0]))
+    losses = binary_losses(logits, torch.tensor([1]), torch.tensor([1.0, 1.0, 0.0]))
     losses.sum().backward()
     assert losses.tolist() == [400.0]
     assert logits.grad.tolist() == [[1.0, -1.0, 0.0]]
 
 
 def test_float64_is_exact_where_float32_would_round():
-    losses = weighted_binary_losses(tensor([[25.0]]), torch.tensor([1]), tensor([1.0]))
+    losses = binary_losses(tensor([[25.0]]), torch.tensor([1]), tensor([1.0]))
     assert losses.item() == pytest.approx(25 + math.log1p(math.exp(-25)), rel=0, abs=2e-13)
 
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import UsageError
-from pipeline.finetune.bce import binary_losses
 from pipeline.finetune.eqlv2 import EQLv2Loss, balance_weights, gradient_sums
+from pipeline.finetune.row_losses import binary_losses
 
 VECTORS = json.loads((Path(__file__).parent / "reference/vectors/eqlv2.json").read_text())
 CONFIG = VECTORS["config"]
@@ -111,11 +111,12 @@ def test_collected_gradients_are_those_of_autograd():
     elements.sum().backward()
     gradient = logits.grad[:, :CLASSES]
     torch.testing.assert_close(
-        gradient_sums(logits.grad), torch.stack([-gradient.clamp(max=0).sum(0), gradient.clamp(min=0).sum(0)])
+        gradient_sums(logits.grad, LABELS),
+        torch.stack([-gradient.clamp(max=0).sum(0), gradient.clamp(min=0).sum(0)]),
     )
     loss(logits, LABELS)
     torch.testing.assert_close(
-        (state(loss) - before)[:2], gradient_sums(logits.grad).float(), rtol=1e-4, atol=1e-5
+        (state(loss) - before)[:2], gradient_sums(logits.grad, LABELS).float(), rtol=1e-4, atol=1e-5
     )
 
 

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from pipeline.finetune import bacl, pcb, seesaw
 from pipeline.finetune.acsl import suppression_mask
 from pipeline.finetune.bacl import kept_columns
-from pipeline.finetune.bce import binary_losses, losses_and_gradients
 from pipeline.finetune.pcb import soft_target_losses
 
 LABELS = torch.tensor([0, 3, 3, 5, 6, 6, 6, 1])
@@ -22,41 +20,6 @@ def by_autograd(function, logits):
     losses = function(logits)
     losses.sum().backward()
     return losses.detach(), logits.grad
-
-
-@pytest.mark.parametrize("shape", [(7,), (8, 7)])
-def test_binary_losses_and_gradients_equal_autograd(shape):
-    logits, weights = 3 * random_numbers(8, 7), random_numbers(*shape, seed=1).abs()
-    target = F.one_hot(LABELS, 7).double()
-
-    def definition(z):
-        return (weights * F.binary_cross_entropy_with_logits(z, target, reduction="none")).sum(dim=1)
-
-    expected = by_autograd(definition, logits)
-    torch.testing.assert_close(losses_and_gradients(logits, LABELS, weights), expected)
-    torch.testing.assert_close(by_autograd(lambda z: binary_losses(z, LABELS, weights), logits), expected)
-
-
-def test_gradients_may_take_the_place_of_the_logits():
-    logits = random_numbers(8, 7)
-    expected = losses_and_gradients(logits, LABELS)
-    buffer = logits.clone()
-    losses, gradients = losses_and_gradients(buffer, LABELS, out=buffer)
-    assert gradients.data_ptr() == buffer.data_ptr()
-    torch.testing.assert_close((losses, gradients), expected)
-
-
-def test_backward_keeps_one_matrix():
-    kept = []
-
-    def keep(tensor):
-        kept.append(tensor)
-        return tensor
-
-    logits = random_numbers(8, 7).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        binary_losses(logits, LABELS, torch.ones(7)).sum()
-    assert [tuple(t.shape) for t in kept if t.ndim == 2] == [(8, 7)]
 
 
 def test_soft_target_losses_equal_autograd():
@@ -102,7 +65,8 @@ def test_rows_of_objects_alone_give_the_numbers_of_all_rows(monkeypatch, module,
     found = []
     for on_all_rows in (False, True):
         if on_all_rows:
-            monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
+            if hasattr(module, "rows_with_objects"):
+                monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
             monkeypatch.setattr(pcb, "rows_with_objects", lambda labels, num_classes: None)
         loss = make()
         for seed in range(3):

@@ -20,18 +20,14 @@ from pipeline.finetune.acsl import ACSLLoss, acsl_losses, suppression_mask
 from pipeline.finetune.bacl import FCBLLoss
 from pipeline.finetune.bags import GroupSoftmaxLoss, draw_members, group_losses
 from pipeline.finetune.bce import BCELoss
-from pipeline.finetune.droploss import (
-    DropLoss,
-    count_objects,
-    droploss_negative_weights,
-    dropped_pairs,
-)
+from pipeline.finetune.droploss import DropLoss, count_objects, droploss_shifts
 from pipeline.finetune.ecm import ECMLoss
-from pipeline.finetune.eql import EQLLoss, weighted_binary_losses
+from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.eqlv2 import EQLv2Loss
 from pipeline.finetune.loce import EquilibriumLoss
 from pipeline.finetune.pcb import PCBLoss
 from pipeline.finetune.rog import GAPLoss
+from pipeline.finetune.row_losses import binary_losses
 from pipeline.finetune.seesaw import SeesawLoss
 
 SEEDS = range(12)
@@ -151,9 +147,9 @@ def test_droploss_with_its_draw_given(seed):
 
         def loss(z, labels, *_, uniform=uniform):
             rare, objects = count_objects(labels, is_rare)
-            dropped = dropped_pairs(uniform, rare / objects)
-            weights = droploss_negative_weights(labels, is_rare, dropped, z.dtype)
-            return weighted_binary_losses(z, labels, weights).sum() / max(1, len(labels))
+            shifted = z + droploss_shifts(labels, is_rare, rare / objects, uniform.clone())
+            losses = binary_losses(z, labels, shifted=lambda rows: shifted[rows])
+            return losses.sum() / max(1, len(labels))
 
         compare(loss, batch, lambda z, b=batch, u=uniform: slow.droploss(z, b.labels, freq, 0.05, u))
 

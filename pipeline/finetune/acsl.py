@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import InputError, MismatchedInput, UsageError, first_ten
-from pipeline.finetune.bce import binary_losses
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
+from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows, binary_losses
 from pipeline.finetune.step_draws import StepDraws, choose
 
 LETTERS = "rcf"  # as LVIS annotations write the frequency
@@ -62,34 +62,37 @@ def suppression_mask(
         score_thr: a foreground RoI suppresses every column, the background's too, from this probability on.
 
     Returns:
-        (N, C + 1) bool; at the label, which is not suppressed, the value has no meaning.
+        (N, C + 1) factors 1 and 0, in the dtype of `logits`; at the label, which is not suppressed, the value
+        has no meaning.
     """
     is_background = labels == len(frequency)
     # A background RoI is one of eight kinds: whole rows are gathered, which is faster than columns.
     bits = torch.arange(len(suppressors), device=labels.device)
     kinds = torch.arange(1 << len(suppressors), device=labels.device)
-    rows_of_kinds = F.pad(kinds[:, None] >> frequency & 1, (0, 1)).bool()  # (8, 1), (C) -> (8, C + 1)
+    rows_of_kinds = F.pad(kinds[:, None] >> frequency & 1, (0, 1))  # (8, 1), (C) -> (8, C + 1)
     kind = ((suppressors & is_background) << bits[:, None]).sum(dim=0)  # (3, N) -> (N); 0 for objects
-    of_background = rows_of_kinds.index_select(0, kind)  # (8, C + 1) -> (N, C + 1)
+    of_background = rows_of_kinds.to(logits.dtype).index_select(0, kind)  # (8, C + 1) -> (N, C + 1)
     log_odds = math.log(score_thr / (1 - score_thr))
     bound = torch.where(is_background, torch.inf, log_odds).to(logits.dtype)
-    return of_background.logical_or_(logits >= bound[:, None])  # (N) -> (N, 1)
+    return of_background.add_(logits.clone().ge_(bound[:, None]))  # never both; (N) -> (N, 1)
 
 
-def acsl_losses(logits: Tensor, labels: Tensor, is_suppressed: Tensor) -> Tensor:
+def acsl_losses(logits: Tensor, labels: Tensor, suppressed: Tensor | MatrixOfRows) -> Tensor:
     """Binary cross-entropy: a yes at the label, a no at the suppressed columns, nothing elsewhere.
 
     Args:
         logits: (N, K); labels: (N,) int64 in 0..K-1.
-        is_suppressed: (N, K) bool, see `suppression_mask`.
+        suppressed: see `suppression_mask`: (N, K), or what makes the (n, K) of a block of rows.
 
     Returns:
         (N,) losses, in the dtype of `logits`.
     """
-    own = torch.ones_like(labels, dtype=torch.bool)[:, None]  # (N) -> (N, 1)
-    # A factor, not a choice: logits that are no numbers shall show.
-    counted = is_suppressed.scatter(1, labels[:, None], own).to(logits.dtype)
-    return binary_losses(logits, labels, counted)
+
+    def shifted(rows: slice) -> Tensor:
+        mask = suppressed[rows] if isinstance(suppressed, Tensor) else suppressed(rows)
+        return ((1 - mask) * LEFT_OUT).add_(logits[rows])
+
+    return binary_losses(logits, labels, shifted=shifted)
 
 
 class ACSLLoss(BoxHeadLoss):
@@ -169,8 +172,13 @@ class ACSLLoss(BoxHeadLoss):
             is_background = is_background & (label_weights > 0)
         orders = self.draws.orders(len(BACKGROUND_SHARES), len(labels), labels.device)
         suppressors = draw_suppressors(is_background, orders)
-        mask = suppression_mask(logits, labels, suppressors, self.frequency, self.score_thr)
-        losses = acsl_losses(logits, labels, mask)
+
+        def suppressed(rows: slice) -> Tensor:
+            return suppression_mask(
+                logits[rows], labels[rows], suppressors[:, rows], self.frequency, self.score_thr
+            )
+
+        losses = acsl_losses(logits, labels, suppressed)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     def _letters(

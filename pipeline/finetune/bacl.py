@@ -14,18 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.bce import losses_and_gradients
-from pipeline.finetune.eql import attach_gradients
-from pipeline.finetune.head_contract import (
-    BoxHeadLoss,
-    CountSource,
-    reduce_rois,
-    rows_with_objects,
-    sum_over_processes,
-)
+from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
 from pipeline.finetune.pcb import sum_class_softmax
+from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows, binary_losses
 
-LEFT_OUT = -1e30  # added to a logit: the binary loss of a no, and its gradient, are exactly 0
 CONFUSION_FLOOR = 1e-3  # Q below it counts as it; the official constant
 
 
@@ -52,14 +44,14 @@ def kept_columns(logits: Tensor, labels: Tensor, prob_thr: float) -> Tensor:
         logits: (N, C + 1), without margins; labels: (N,) int64 in 0..C; prob_thr: in (0, 1).
 
     Returns:
-        (N, C + 1) bool.
+        (N, C + 1) factors 1 and 0, in the dtype of `logits`.
     """
     own = logits.gather(1, labels[:, None])  # (N, C + 1) -> (N, 1)
     not_background = (-logits[:, -1:]).sigmoid()
     enough = torch.logit((prob_thr / not_background).clamp(max=1))  # infinite where no score can reach it
     is_background = (labels == logits.shape[1] - 1)[:, None]  # (N) -> (N, 1)
-    kept = logits >= torch.minimum(own, enough).masked_fill(is_background, -torch.inf)
-    kept[:, -1] = True
+    kept = logits.clone().ge_(torch.minimum(own, enough).masked_fill(is_background, -torch.inf))
+    kept[:, -1] = 1
     return kept
 
 
@@ -133,36 +125,26 @@ class FCBLLoss(BoxHeadLoss):
     ) -> Tensor:
         """The loss of (N, C + 1) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
-        losses = attach_gradients(logits, *self._losses_and_gradients(logits, labels))
+        losses = binary_losses(logits, labels, shifted=self._shifted(logits, labels))
         if self.training:
             self._count(logits, labels, label_weights)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     @torch.no_grad()
-    def _losses_and_gradients(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) and (N, C + 1)."""
-        margins = confusion_margins(confusion_matrix(self.cm_numerator, self.num_gt), self.alpha)
-        margins = margins.to(logits.dtype)
-        rows = rows_with_objects(labels, self.num_classes)
-        if rows is not None:
-            shifted = self._shifted_rows(logits, labels, margins, rows)
-            return losses_and_gradients(shifted, labels, out=shifted)
-        shifted = margins.index_select(0, labels)  # (C + 1, C + 1) -> (N, C + 1)
+    def _shifted(self, logits: Tensor, labels: Tensor) -> MatrixOfRows:
+        """The logits of a block with their margins, and out of reach where left out, as the state is now."""
+        confusion = confusion_matrix(self.cm_numerator, self.num_gt)
+        margins = confusion_margins(confusion, self.alpha).to(logits.dtype)
         # Rows of background keep all columns.  The state decides on the device: asking it for a bool would
         # wait for the GPU.
         choosing = labels.where(self.is_reweighting, self.num_classes)
-        kept = kept_columns(logits, choosing, self.prob_thr).to(logits.dtype)
-        shifted.add_(logits)
-        return losses_and_gradients(shifted, labels, kept, out=shifted)
 
-    def _shifted_rows(self, logits: Tensor, labels: Tensor, margins: Tensor, rows: Tensor) -> Tensor:
-        """(N, C + 1) logits, with margins in the rows of objects; what is left out costs and pulls 0."""
-        labels = labels[rows]
-        added = margins.index_select(0, labels)  # (C + 1, C + 1) -> (objects, C + 1)
-        if self.reweight:
-            kept = kept_columns(logits.index_select(0, rows), labels, self.prob_thr)
-            added.masked_fill_(~kept, LEFT_OUT)
-        return logits.index_add(0, rows, added)  # added, so that a NaN stays one
+        def shifted(rows: slice) -> Tensor:
+            left_out = 1 - kept_columns(logits[rows], choosing[rows], self.prob_thr)
+            with_margins = margins.index_select(0, labels[rows]).add_(logits[rows])  # -> (n, C + 1)
+            return with_margins.add_(left_out, alpha=LEFT_OUT)
+
+        return shifted
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> None:

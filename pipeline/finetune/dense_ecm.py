@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.finetune.ecm import column_weights, logit_shifts
-from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
+from pipeline.finetune.row_losses import row_losses
 
 
 def focal_losses(
@@ -40,19 +40,22 @@ def focal_losses(
     Returns:
         (N,) losses, in the dtype of `logits`.
     """
-    return attach_gradients(logits, *focal_losses_and_gradients(logits, labels, gamma, alpha, weights))
+
+    def of_rows(rows: slice, out: Tensor) -> Tensor:
+        return focal_rows(logits[rows], labels[rows], out, gamma, alpha, weights)
+
+    return row_losses(logits, of_rows)
 
 
-@torch.no_grad()
-def focal_losses_and_gradients(
-    logits: Tensor, labels: Tensor, gamma: float, alpha: float, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`focal_losses` without a graph, and what autograd would find: (N,) and (N, C)."""
+def focal_rows(
+    logits: Tensor, labels: Tensor, out: Tensor, gamma: float, alpha: float, weights: Tensor | None = None
+) -> Tensor:
+    """`focal_losses` of a block of rows: fills `out`, (n, C), with the gradients and returns (n,) losses."""
     num_classes = logits.shape[1]
     # background borrows the last column, to no effect: boolean indexing would wait for the GPU
-    column = labels.clamp(max=num_classes - 1)[:, None]  # (N) -> (N, 1)
+    column = labels.clamp(max=num_classes - 1)[:, None]  # (n) -> (n, 1)
     has_column = (labels < num_classes)[:, None]
-    # as if every answer were no; then the label's, a no to -s, is put right, and no (N, C) target is made
+    # as if every answer were no; then the label's, a no to -s, is put right, and no (n, C) target is made
     elements, gradients = _of_no(logits, gamma, 1 - alpha)
     of_yes, slope = _of_no(-logits.gather(1, column), gamma, alpha)
     for values, at_label in ((elements, of_yes), (gradients, -slope)):
@@ -60,7 +63,8 @@ def focal_losses_and_gradients(
     if weights is not None:
         elements.mul_(weights)
         gradients.mul_(weights)
-    return elements.sum(dim=1), gradients  # (N, C) -> (N)
+    out.copy_(gradients)
+    return elements.sum(dim=1)  # (n, C) -> (n)
 
 
 def _of_no(logits: Tensor, gamma: float, factor: float) -> tuple[Tensor, Tensor]:
@@ -142,9 +146,11 @@ class DenseECMLoss(BoxHeadLoss):
         """The loss of (N, C) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
         shift, weight = self.logit_shift.to(logits.dtype), self.class_weight.to(logits.dtype)
-        with torch.no_grad():
-            shifted = torch.add(shift, logits, alpha=2)  # (C), (N, C) -> (N, C)
-        losses, gradients = focal_losses_and_gradients(shifted, labels, self.gamma, self.alpha, weight)
+
+        def half_of_rows(rows: slice, out: Tensor) -> Tensor:
+            shifted = torch.add(shift, logits[rows], alpha=2)  # (C), (n, C) -> (n, C)
+            return focal_rows(shifted, labels[rows], out, self.gamma, self.alpha, weight) / 2
+
         # the 2 of the logit, times numbers that are few: (N,) instead of (N, C)
-        losses = 2 * attach_gradients(logits, losses / 2, gradients)
+        losses = 2 * row_losses(logits, half_of_rows)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.head_contract import CountSource, sum_over_processes
-from pipeline.finetune.step_draws import StepDraws
+from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows
+from pipeline.finetune.step_draws import StepDraws, coarse_uniform
 
 
 def count_objects(labels: Tensor, is_infrequent: Tensor) -> Tensor:
@@ -25,34 +26,24 @@ def count_objects(labels: Tensor, is_infrequent: Tensor) -> Tensor:
     return torch.stack([of_infrequent.sum(), is_object.sum()]).float()  # (), () -> (2)
 
 
-def dropped_pairs(uniform: Tensor, ratio: Tensor) -> Tensor:
-    """Which pairs a draw drops, if they are of background and an infrequent class.
-
-    Args:
-        uniform: (N, C) draws in [0, 1).
-        ratio: (), rho: the probability to keep a pair; NaN, in a batch without objects, drops nothing.
-
-    Returns:
-        (N, C) bool.
-    """
-    return uniform > ratio  # a comparison with NaN is false, as the official code has it
-
-
-def droploss_negative_weights(
-    labels: Tensor, is_infrequent: Tensor, is_dropped: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """0 for infrequent classes in the row of an object, and in a background row where dropped; else 1.
+def droploss_shifts(labels: Tensor, is_infrequent: Tensor, ratio: Tensor, uniform: Tensor) -> Tensor:
+    """LEFT_OUT for infrequent classes in the row of an object, and in a background row where dropped; else 0.
 
     Args:
         labels: (N,) int64; is_infrequent: (C,) bool.
-        is_dropped: (N, C) bool, see `dropped_pairs`; counts in background rows at infrequent classes only.
-        dtype: of the weights.
+        ratio: (), rho: the probability to keep a pair; NaN, in a batch without objects, drops nothing.
+        uniform: (N, C) draws in [0, 1), of which those of background and infrequent classes count; their
+            memory becomes the shifts'.
 
     Returns:
-        (N, C); at the label, whose weight is that of a positive, the value has no meaning.
+        (N, C); at the label, which is never left out, the value has no meaning.
     """
-    is_object = (labels < len(is_infrequent))[:, None]  # (N) -> (N, 1)
-    return (~((is_dropped | is_object) & is_infrequent)).to(dtype)
+    # a pair is dropped where its draw exceeds a bound; NaN: as the official comparison has it
+    of_background = torch.where(is_infrequent, ratio.nan_to_num(1), 1)
+    of_object = torch.where(is_infrequent, -1, torch.ones_like(of_background))
+    is_object = labels < len(is_infrequent)
+    bounds = torch.stack([of_background, of_object]).index_select(0, is_object.long())  # (2, C) -> (N, C)
+    return uniform.gt_(bounds).mul_(LEFT_OUT)
 
 
 class DropLoss(EQLLoss):
@@ -89,11 +80,15 @@ class DropLoss(EQLLoss):
         self.draws = StepDraws(seed)
 
     @torch.no_grad()
-    def negative_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Drawn for this step: (N,) -> (N, C) of `dtype`."""
+    def shifts(self, labels: Tensor, dtype: torch.dtype) -> MatrixOfRows:
+        """Drawn for this step: what gives the (n, C) shifts of some rows, once, all rows in order."""
         counts = count_objects(labels, self.is_infrequent)
         num_infrequent, num_objects = sum_over_processes(counts) if self.synchronize else counts
-        shape, device = (len(labels), self.num_classes), labels.device
-        uniform = torch.rand(shape, generator=self.draws.generator(device), device=device)
-        is_dropped = dropped_pairs(uniform, num_infrequent / num_objects)
-        return droploss_negative_weights(labels, self.is_infrequent, is_dropped, dtype)
+        ratio, generator = num_infrequent / num_objects, self.draws.generator(labels.device)
+
+        def of_rows(rows: slice) -> Tensor:
+            of_row = labels[rows]
+            uniform = coarse_uniform((len(of_row), self.num_classes), generator)
+            return droploss_shifts(of_row, self.is_infrequent, ratio, uniform).to(dtype)
+
+        return of_rows

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.bce import losses_and_gradients
-from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
+from pipeline.finetune.row_losses import attach_gradients, binary_losses_and_gradients
 
 
 def column_counts(instance_counts: Tensor, fg_bg_ratio: float) -> Tensor:
@@ -107,9 +106,15 @@ class ECMLoss(BoxHeadLoss):
         """The loss of (N, C + 1) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
         shift, weight = self.logit_shift.to(logits.dtype), self.detection_cls_weight.to(logits.dtype)
-        with torch.no_grad():
-            shifted = torch.add(shift, logits, alpha=2)  # (C + 1), (N, C + 1) -> (N, C + 1)
-        losses, gradients = losses_and_gradients(shifted, labels, weight, out=shifted)
+        own = torch.add(shift[labels], logits.detach().gather(1, labels[:, None])[:, 0], alpha=2)
+        losses, gradients = binary_losses_and_gradients(
+            logits,
+            labels,
+            weight,
+            weight,
+            shifted=lambda rows: torch.add(shift, logits[rows], alpha=2),  # (C + 1), (n, C + 1) -> (n, C + 1)
+            own=own[:, None],
+        )
         # the 2 of the logit, times numbers that are few: (N,) instead of (N, C + 1)
         losses = 2 * attach_gradients(logits, losses / 2, gradients)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)

@@ -8,67 +8,13 @@ its own class up.  Infrequent: shown by fewer than a fraction lambda of the trai
 N = RoIs, C = foreground classes, K = columns; label C = background.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois
-
-
-def weighted_binary_losses(
-    logits: Tensor, labels: Tensor, negative_weights: Tensor, positive_weights: Tensor | None = None
-) -> Tensor:
-    """Sum over columns of the weighted binary cross-entropy against the one-hot label.
-
-    Args:
-        logits: (N, K); labels: (N,) int64 from 0 on; a label that has no column is background: all negative.
-        negative_weights: (K,) or (N, K) factors of the columns where the answer is no; at the label unused.
-        positive_weights: (K,) factors of the column of the label, or None for ones.
-
-    Returns:
-        (N,) losses, in the dtype of `logits`.
-    """
-    return attach_gradients(logits, *losses_and_gradients(logits, labels, negative_weights, positive_weights))
-
-
-@torch.no_grad()
-def losses_and_gradients(
-    logits: Tensor, labels: Tensor, negative_weights: Tensor, positive_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`weighted_binary_losses` without a graph, and what autograd would find: (N,) and (N, K).
-
-    The gradient is the probability minus the target, weighted: all that a backward pass has to keep.
-    """
-    column, has_column, own, positive = _own_column(logits, labels, positive_weights)
-    elements = _softplus(logits).mul_(negative_weights)
-    gradients = logits.sigmoid().mul_(negative_weights)
-    # as if every column were negative; then the label's is put right, and no (N, K) target is made
-    for values, at_label in ((elements, _softplus(-own)), (gradients, -(-own).sigmoid())):
-        values.scatter_(1, column, torch.where(has_column, positive * at_label, values.gather(1, column)))
-    return elements.sum(dim=1), gradients  # (N, K) -> (N)
-
-
-def attach_gradients(logits: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
-    """(N,) `losses` whose derivative by the (N, K) logits is known: the (N, K) `gradients`."""
-    attached: Tensor = _Attach.apply(logits, losses, gradients)
-    return attached
-
-
-class _Attach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(gradients)
-        return losses.view_as(losses)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return gradients * outer[:, None], None, None  # (N) -> (N, 1)
+from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows, binary_losses
 
 
 def infrequent_classes(frequencies: Tensor, threshold: float, strict: bool = True) -> Tensor:
@@ -85,14 +31,16 @@ def infrequent_classes(frequencies: Tensor, threshold: float, strict: bool = Tru
     return frequencies < threshold if strict else frequencies <= threshold
 
 
-def eql_negative_weights(labels: Tensor, is_infrequent: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for infrequent classes in the row of an object, else 1: (N,), (C,) bool -> (N, C) of `dtype`.
+def eql_shifts(labels: Tensor, is_infrequent: Tensor, dtype: torch.dtype) -> Tensor:
+    """LEFT_OUT for infrequent classes in the row of an object, else 0: (N,), (C,) bool -> (N, C) of `dtype`.
 
-    At the label, whose weight is that of a positive, the value has no meaning.
+    At the label, which is never left out, the value has no meaning.
     """
-    is_object = (labels < len(is_infrequent))[:, None]  # (N) -> (N, 1)
-    ones = torch.ones((), dtype=dtype, device=labels.device)
-    return torch.where(is_object, (~is_infrequent).to(dtype), ones)  # (N, 1), (C) -> (N, C)
+    of_object = LEFT_OUT * is_infrequent.to(dtype)
+    of_kinds = torch.stack([torch.zeros_like(of_object), of_object])  # 2 x (C) -> (2, C)
+    is_object = labels < len(is_infrequent)
+    # whole rows are gathered: a choice per element takes seven times as long on a CPU
+    return of_kinds.index_select(0, is_object.long())  # (2, C) -> (N, C)
 
 
 class EQLLoss(BoxHeadLoss):
@@ -162,9 +110,9 @@ class EQLLoss(BoxHeadLoss):
         """sigmoid(class), then zeros for the background: (N, C) -> (N, C + 1)."""
         return F.pad(self.logits(cls_score).sigmoid(), (0, 1))
 
-    def negative_weights(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of this step: (N,) -> (N, C) of `dtype`."""
-        return eql_negative_weights(labels, self.is_infrequent, dtype)
+    def shifts(self, labels: Tensor, dtype: torch.dtype) -> MatrixOfRows:
+        """Of this step: for (N,) labels, what gives the (n, C) shifts of some rows, in `dtype`."""
+        return lambda rows: eql_shifts(labels[rows], self.is_infrequent, dtype)
 
     def forward(
         self,
@@ -176,21 +124,6 @@ class EQLLoss(BoxHeadLoss):
     ) -> Tensor:
         """The loss of (N, C) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
-        losses = weighted_binary_losses(logits, labels, self.negative_weights(labels, logits.dtype))
+        shifts = self.shifts(labels, logits.dtype)
+        losses = binary_losses(logits, labels, shifted=lambda rows: shifts(rows).add_(logits[rows]))
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
-
-
-def _own_column(
-    logits: Tensor, labels: Tensor, positive_weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each RoI's label: index, whether it exists, logit and weight, (N, 1) each."""
-    num_columns = logits.shape[1]
-    # Background borrows the last column, to no effect: boolean indexing would wait for the GPU.
-    column = labels.clamp(max=num_columns - 1)[:, None]  # (N) -> (N, 1)
-    weight = logits.new_ones(()) if positive_weights is None else positive_weights[column]
-    return column, (labels < num_columns)[:, None], logits.gather(1, column), weight
-
-
-def _softplus(x: Tensor) -> Tensor:
-    # the default threshold of 20 cuts off 2e-9, which float64 resolves
-    return F.softplus(x, threshold=40)

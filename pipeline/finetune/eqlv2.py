@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.eql import attach_gradients, losses_and_gradients
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.row_losses import attach_gradients, binary_losses_and_gradients
 
 
 def balance_weights(ratio: Tensor, gamma: float, mu: float, alpha: float) -> tuple[Tensor, Tensor]:
@@ -25,11 +25,12 @@ def balance_weights(ratio: Tensor, gamma: float, mu: float, alpha: float) -> tup
 
 
 @torch.no_grad()
-def gradient_sums(gradients: Tensor, label_weights: Tensor | None = None) -> Tensor:
+def gradient_sums(gradients: Tensor, labels: Tensor, label_weights: Tensor | None = None) -> Tensor:
     """How much a batch pulls each class up and pushes it down.
 
     Args:
         gradients: (N, C + 1) of the loss, before any mean: negative at the label, nowhere else.
+        labels: (N,) int64 in 0..C.
         label_weights: (N,) factors of the RoIs, or None for ones.
 
     Returns:
@@ -37,9 +38,13 @@ def gradient_sums(gradients: Tensor, label_weights: Tensor | None = None) -> Ten
     """
     if label_weights is not None:
         gradients = gradients * label_weights.to(gradients.dtype)[:, None]  # (N) -> (N, 1)
-    # sums of clamped columns, not index_add, whose order on a GPU is not fixed: (N, C + 1) -> (C + 1)
-    pulls, pushes = gradients.clamp(max=0).sum(dim=0).abs(), gradients.clamp(min=0).sum(dim=0)
-    return torch.stack([pulls, pushes])[:, :-1]  # (C + 1) -> (2, C + 1) -> (2, C)
+    own = gradients.gather(1, labels[:, None])  # (N, C + 1) -> (N, 1)
+    # in float64, because the order of additions on a GPU is not fixed: rounding hides it
+    pulls = torch.zeros(gradients.shape[1], dtype=torch.float64, device=labels.device)
+    pulls = pulls.index_add_(0, labels, own[:, 0].abs().double()).to(gradients.dtype)
+    pushes = gradients.scatter_(1, labels[:, None], 0).sum(dim=0)  # (N, C + 1) -> (C + 1)
+    gradients.scatter_(1, labels[:, None], own)  # as it was
+    return torch.stack([pulls, pushes])[:, :-1]  # 2 x (C + 1) -> (2, C)
 
 
 class EQLv2Loss(BoxHeadLoss):
@@ -115,9 +120,9 @@ class EQLv2Loss(BoxHeadLoss):
         negative, positive = (
             w.to(logits.dtype) for w in balance_weights(self.pos_neg, self.gamma, self.mu, self.alpha)
         )
-        losses, gradients = losses_and_gradients(logits, labels, negative, positive)
+        losses, gradients = binary_losses_and_gradients(logits, labels, negative, positive)
         if self.training:
-            self._collect(gradient_sums(gradients, label_weights))
+            self._collect(gradient_sums(gradients, labels, label_weights))
         losses = attach_gradients(logits, losses, gradients)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.eql import attach_gradients
 from pipeline.finetune.head_contract import (
     BoxHeadLoss,
     CountSource,
@@ -24,6 +23,7 @@ from pipeline.finetune.head_contract import (
     rows_with_objects,
     sum_over_processes,
 )
+from pipeline.finetune.row_losses import attach_gradients
 
 
 @torch.no_grad()

@@ -62,6 +62,19 @@ class StepDraws(nn.Module):
         self._step = int(self.step)
 
 
+def coarse_uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Uniform draws on the generator's device, four from each 64 bits: half the time of torch.rand on a CPU.
+
+    Returns:
+        `shape`, float32: the middles of 2^16 equal parts of [0, 1].
+    """
+    number, device = shape[0] * shape[1], generator.device
+    bits = torch.empty(-(-number // 4), dtype=torch.int64, device=device)
+    bits.random_(-(2**63), None, generator=generator)
+    signed = bits.view(torch.int16)[:number].view(shape)
+    return signed.float().add_(2**15 + 0.5).mul_(2**-16)
+
+
 def choose(candidates: Tensor, num_chosen: Tensor, orders: Tensor) -> Tensor:
     """In every row, that many candidates, the first in the given order; all where there are fewer.
 
