@@ -17,9 +17,10 @@ from pipeline.finetune.acsl import (
     acsl_losses,
     draw_suppressors,
     frequency_of_images,
-    suppression_mask,
+    spared_columns,
 )
 
+ALL = slice(None)  # rows
 VECTORS = json.loads((Path(__file__).parent / "reference/vectors/acsl.json").read_text())
 CONFIG = VECTORS["config"]
 LETTERS = CONFIG["frequency_of_category_1_to_6"]
@@ -64,12 +65,12 @@ def official_suppressors(labels, seed):
 def test_vectors_with_their_repeated_draws():
     step, logits, labels, gradient = read_step()
     suppressors = official_suppressors(labels, step["numpy_seed"])
-    mask = suppression_mask(logits, labels, suppressors, FREQUENCY, CONFIG["score_thr"])
-    recorded = (gradient != 0).to(mask.dtype)
-    recorded[torch.arange(len(labels)), labels] = mask[torch.arange(len(labels)), labels]
-    assert torch.equal(mask, recorded)
+    spared = spared_columns(logits, labels, suppressors, FREQUENCY, CONFIG["score_thr"])
+    recorded = (gradient == 0).double()
+    recorded[torch.arange(len(labels)), labels] = spared(ALL)[torch.arange(len(labels)), labels]
+    assert torch.equal(spared(ALL), recorded)
     logits.requires_grad_()
-    value = acsl_losses(logits, labels, mask).mean()
+    value = acsl_losses(logits, labels, spared).mean()
     value.backward()
     torch.testing.assert_close(value.detach(), tensor(step["loss"]), rtol=1e-6, atol=0)
     torch.testing.assert_close(logits.grad, gradient, rtol=1e-6, atol=1e-9)
@@ -143,16 +144,16 @@ def test_frequency_by_images():
 
 def test_label_counts_whatever_the_mask_says():
     logits, labels = random_logits(4), torch.tensor([0, 3, 6, 6])
-    nothing = torch.zeros(4, 7, dtype=torch.float64)
+    spared = torch.ones(4, 7, dtype=torch.float64)
     expected = -torch.nn.functional.logsigmoid(logits[torch.arange(4), labels])
-    torch.testing.assert_close(acsl_losses(logits, labels, nothing), expected)
-    nothing[torch.arange(4), labels] = 1
-    torch.testing.assert_close(acsl_losses(logits, labels, nothing), expected)
+    torch.testing.assert_close(acsl_losses(logits, labels, spared.__getitem__), expected)
+    spared[torch.arange(4), labels] = 0
+    torch.testing.assert_close(acsl_losses(logits, labels, spared.__getitem__), expected)
 
 
 def test_extreme_logits():
     logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
-    losses = acsl_losses(logits, torch.tensor([1]), torch.ones(1, 3))
+    losses = acsl_losses(logits, torch.tensor([1]), torch.zeros(1, 3).__getitem__)
     losses.sum().backward()
     assert losses.item() == pytest.approx(400 + math.log(2))
     assert logits.grad.tolist() == [[1, -1, 0.5]]

@@ -12,10 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import MismatchedInput, UsageError
-from pipeline.finetune.droploss import DropLoss, count_objects, droploss_shifts
+from pipeline.finetune.droploss import DropLoss, count_objects, droploss_bounds, droploss_shifts
 from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.row_losses import LEFT_OUT, binary_losses
-from pipeline.finetune.step_draws import coarse_uniform
 
 VECTORS = json.loads((Path(__file__).parent / "reference/vectors/droploss.json").read_text())
 CONFIG = VECTORS["config"]
@@ -41,6 +40,11 @@ def kept(shifts):
     return (shifts == 0).double()
 
 
+def kept_with(ratio, labels, uniform):
+    bounds = droploss_bounds(INFREQUENT, ratio)
+    return kept(droploss_shifts(uniform, bounds, (labels < CLASSES).long()))
+
+
 def new_loss(**settings):
     return DropLoss(CLASSES, **{**CONFIG, **settings})
 
@@ -64,7 +68,7 @@ def test_vectors_with_the_recorded_draw(index):
     ratio = num_infrequent / num_objects
     assert ratio.item() == pytest.approx(step["ratio"], rel=1e-7)
     uniform = torch.rand(10, CLASSES, generator=torch.Generator().manual_seed(step["torch_seed"]))
-    weights = kept(droploss_shifts(labels, INFREQUENT, ratio, uniform))
+    weights = kept_with(ratio, labels, uniform)
     expected = tensor(step["drop_weight"])
     is_label = labels[:, None] == torch.arange(CLASSES)
     assert torch.equal(weights[~is_label], expected[~is_label])
@@ -95,20 +99,17 @@ def test_weights_equal_a_loop(labels):
     uniform = torch.rand(8, CLASSES, generator=torch.Generator().manual_seed(3))
     num_infrequent, num_objects = count_objects(labels, INFREQUENT)
     expected = slow_weights(labels, uniform)  # before the memory of the draws is taken
-    found = droploss_shifts(labels, INFREQUENT, num_infrequent / num_objects, uniform)
-    assert torch.equal(kept(found), expected)
+    assert torch.equal(kept_with(num_infrequent / num_objects, labels, uniform), expected)
 
 
 def test_pairs_are_kept_with_probability_rho():
-    background, infrequent = torch.full((200,), 200), torch.ones(200, dtype=torch.bool)
-
-    def share_kept(rho):
-        uniform = coarse_uniform((200, 200), torch.Generator().manual_seed(0))
-        shifts = droploss_shifts(background, infrequent, torch.tensor(rho), uniform)
-        return kept(shifts).mean().item()
-
-    assert share_kept(0.3) == pytest.approx(0.3, abs=0.01)
-    assert share_kept(0.0) == 0 and share_kept(1.0) == 1 and share_kept(math.nan) == 1
+    only_background = torch.full((9000,), CLASSES)
+    for objects, rho in (([0], 1.0), ([1], 0.0), ([0, 1, 4, 4], 0.25), ([], 1.0)):
+        labels = torch.cat([only_background, torch.tensor(objects, dtype=torch.int64)])
+        found = kept(new_loss().shifts(labels, torch.float32)(ALL)[:9000])
+        assert (found[:, ~INFREQUENT] == 1).all()
+        share = found[:, INFREQUENT].mean().item()
+        assert share == rho if rho in (0, 1) else share == pytest.approx(rho, abs=0.01)
 
 
 def test_objects_are_treated_as_by_eql():

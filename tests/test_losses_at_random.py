@@ -16,11 +16,11 @@ import slow_losses as slow
 import torch
 
 from pipeline.errors import MismatchedInput, UsageError
-from pipeline.finetune.acsl import ACSLLoss, acsl_losses, suppression_mask
+from pipeline.finetune.acsl import ACSLLoss, acsl_losses, spared_columns
 from pipeline.finetune.bacl import FCBLLoss
 from pipeline.finetune.bags import GroupSoftmaxLoss, draw_members, group_losses
 from pipeline.finetune.bce import BCELoss
-from pipeline.finetune.droploss import DropLoss, count_objects, droploss_shifts
+from pipeline.finetune.droploss import DropLoss, count_objects, droploss_bounds, droploss_shifts
 from pipeline.finetune.ecm import ECMLoss
 from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.eqlv2 import EQLv2Loss
@@ -147,7 +147,8 @@ def test_droploss_with_its_draw_given(seed):
 
         def loss(z, labels, *_, uniform=uniform):
             rare, objects = count_objects(labels, is_rare)
-            shifted = z + droploss_shifts(labels, is_rare, rare / objects, uniform.clone())
+            bounds, is_object = droploss_bounds(is_rare, rare / objects), (labels < len(is_rare)).long()
+            shifted = z + droploss_shifts(uniform.clone(), bounds, is_object)
             losses = binary_losses(z, labels, shifted=lambda rows: shifted[rows])
             return losses.sum() / max(1, len(labels))
 
@@ -242,8 +243,8 @@ def test_acsl_with_its_draw_given(seed):
         drawn = torch.rand(3, len(batch.labels), generator=draw.generator) < 0.5
 
         def ours(z, labels, *_, drawn=drawn):
-            mask = suppression_mask(z, labels, drawn, frequency, threshold)
-            return acsl_losses(z, labels, mask).sum() / max(1, len(labels))
+            spared = spared_columns(z, labels, drawn, frequency, threshold)
+            return acsl_losses(z, labels, spared).sum() / max(1, len(labels))
 
         compare(ours, batch, lambda z, b=batch, d=drawn: slow.acsl(z, b.labels, letters, d, threshold))
 

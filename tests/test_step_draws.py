@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.finetune.step_draws import StepDraws, choose, seeded_generator
+from pipeline.finetune.step_draws import LEVELS, StepDraws, choose, draw_levels, seeded_generator
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,21 @@ def test_generators_follow_seed_and_step_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
     assert not torch.equal(drawn[0], numbers(other))
+
+
+def test_levels_are_all_alike_and_independent():
+    levels = draw_levels((501, 401), seeded_generator("levels"))
+    assert levels.shape == (501, 401) and levels.dtype == torch.float32
+    assert levels.min() >= 0 and levels.max() < LEVELS and torch.equal(levels, levels.round())
+    counts = torch.histc(levels, bins=64, min=0, max=LEVELS)
+    expected = levels.numel() / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi squared
+    flat = levels.flatten() / LEVELS - 0.5
+    for lag in (1, 2, 3, 4, 5, 401):
+        correlation = 12 * (flat[lag:] * flat[:-lag]).mean().item()
+        assert abs(correlation) < 5 / len(flat) ** 0.5
+    low = (levels % 256).flatten()  # of the lower byte too
+    assert low.mean().item() == pytest.approx(127.5, abs=1)
 
 
 def test_keys_do_not_overlap():

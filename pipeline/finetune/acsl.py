@@ -50,10 +50,10 @@ def draw_suppressors(is_background: Tensor, orders: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def suppression_mask(
+def spared_columns(
     logits: Tensor, labels: Tensor, suppressors: Tensor, frequency: Tensor, score_thr: float
-) -> Tensor:
-    """Which columns each RoI suppresses; carries no gradient.
+) -> MatrixOfRows:
+    """Which columns each RoI leaves alone; carries no gradient.
 
     Args:
         logits: (N, C + 1); labels: (N,) int64.
@@ -62,37 +62,39 @@ def suppression_mask(
         score_thr: a foreground RoI suppresses every column, the background's too, from this probability on.
 
     Returns:
-        (N, C + 1) factors 1 and 0, in the dtype of `logits`; at the label, which is not suppressed, the value
-        has no meaning.
+        What gives the (n, C + 1) factors of some rows, 1 and 0, in the dtype of `logits`; at the label, which
+        is not suppressed, the value has no meaning.
     """
     is_background = labels == len(frequency)
-    # A background RoI is one of eight kinds: whole rows are gathered, which is faster than columns.
+    # A background RoI is one of eight kinds, an object the ninth, which spares nothing here: whole rows are
+    # gathered, which is faster than columns.
     bits = torch.arange(len(suppressors), device=labels.device)
     kinds = torch.arange(1 << len(suppressors), device=labels.device)
-    rows_of_kinds = F.pad(kinds[:, None] >> frequency & 1, (0, 1))  # (8, 1), (C) -> (8, C + 1)
-    kind = ((suppressors & is_background) << bits[:, None]).sum(dim=0)  # (3, N) -> (N); 0 for objects
-    of_background = rows_of_kinds.to(logits.dtype).index_select(0, kind)  # (8, C + 1) -> (N, C + 1)
+    of_kinds = F.pad(1 - (kinds[:, None] >> frequency & 1), (0, 1, 0, 1)).to(logits.dtype)  # (9, C + 1)
+    kind = (suppressors << bits[:, None]).sum(dim=0).where(is_background, len(kinds))  # (3, N) -> (N)
     log_odds = math.log(score_thr / (1 - score_thr))
-    bound = torch.where(is_background, torch.inf, log_odds).to(logits.dtype)
-    return of_background.add_(logits.clone().ge_(bound[:, None]))  # never both; (N) -> (N, 1)
+    bound = torch.where(is_background, -torch.inf, log_odds).to(logits.dtype)[:, None]  # (N) -> (N, 1)
+
+    def of_rows(rows: slice) -> Tensor:
+        is_below = logits[rows].clone().lt_(bound[rows])
+        return is_below.add_(of_kinds.index_select(0, kind[rows]))  # (9, C + 1) -> (n, C + 1)
+
+    return of_rows
 
 
-def acsl_losses(logits: Tensor, labels: Tensor, suppressed: Tensor | MatrixOfRows) -> Tensor:
-    """Binary cross-entropy: a yes at the label, a no at the suppressed columns, nothing elsewhere.
+def acsl_losses(logits: Tensor, labels: Tensor, spared: MatrixOfRows) -> Tensor:
+    """Binary cross-entropy: a yes at the label, a no at the other columns that are not spared.
 
     Args:
         logits: (N, K); labels: (N,) int64 in 0..K-1.
-        suppressed: see `suppression_mask`: (N, K), or what makes the (n, K) of a block of rows.
+        spared: gives the (n, K) factors 1 and 0 of some rows, see `spared_columns`.
 
     Returns:
         (N,) losses, in the dtype of `logits`.
     """
-
-    def shifted(rows: slice) -> Tensor:
-        mask = suppressed[rows] if isinstance(suppressed, Tensor) else suppressed(rows)
-        return ((1 - mask) * LEFT_OUT).add_(logits[rows])
-
-    return binary_losses(logits, labels, shifted=shifted)
+    return binary_losses(
+        logits, labels, shifted=lambda rows: torch.add(logits[rows], spared(rows), alpha=LEFT_OUT)
+    )
 
 
 class ACSLLoss(BoxHeadLoss):
@@ -172,13 +174,8 @@ class ACSLLoss(BoxHeadLoss):
             is_background = is_background & (label_weights > 0)
         orders = self.draws.orders(len(BACKGROUND_SHARES), len(labels), labels.device)
         suppressors = draw_suppressors(is_background, orders)
-
-        def suppressed(rows: slice) -> Tensor:
-            return suppression_mask(
-                logits[rows], labels[rows], suppressors[:, rows], self.frequency, self.score_thr
-            )
-
-        losses = acsl_losses(logits, labels, suppressed)
+        spared = spared_columns(logits, labels, suppressors, self.frequency, self.score_thr)
+        losses = acsl_losses(logits, labels, spared)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     def _letters(

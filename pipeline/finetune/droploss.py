@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.finetune.eql import EQLLoss
 from pipeline.finetune.head_contract import CountSource, sum_over_processes
 from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows
-from pipeline.finetune.step_draws import StepDraws, coarse_uniform
+from pipeline.finetune.step_draws import LEVELS, StepDraws, draw_levels
 
 
 def count_objects(labels: Tensor, is_infrequent: Tensor) -> Tensor:
@@ -26,24 +26,37 @@ def count_objects(labels: Tensor, is_infrequent: Tensor) -> Tensor:
     return torch.stack([of_infrequent.sum(), is_object.sum()]).float()  # (), () -> (2)
 
 
-def droploss_shifts(labels: Tensor, is_infrequent: Tensor, ratio: Tensor, uniform: Tensor) -> Tensor:
-    """LEFT_OUT for infrequent classes in the row of an object, and in a background row where dropped; else 0.
+def droploss_bounds(is_infrequent: Tensor, ratio: Tensor) -> Tensor:
+    """The draw from which on a pair of a RoI and a wrong class is dropped.
 
     Args:
-        labels: (N,) int64; is_infrequent: (C,) bool.
-        ratio: (), rho: the probability to keep a pair; NaN, in a batch without objects, drops nothing.
-        uniform: (N, C) draws in [0, 1), of which those of background and infrequent classes count; their
-            memory becomes the shifts'.
+        is_infrequent: (C,) bool.
+        ratio: (), rho: the probability to keep a pair, in the unit of the draws; NaN, in a batch without
+            objects, drops nothing, as the official comparison has it.
 
     Returns:
-        (N, C); at the label, which is never left out, the value has no meaning.
+        (2, C): for a background RoI, and for an object.
     """
-    # a pair is dropped where its draw exceeds a bound; NaN: as the official comparison has it
-    of_background = torch.where(is_infrequent, ratio.nan_to_num(1), 1)
-    of_object = torch.where(is_infrequent, -1, torch.ones_like(of_background))
-    is_object = labels < len(is_infrequent)
-    bounds = torch.stack([of_background, of_object]).index_select(0, is_object.long())  # (2, C) -> (N, C)
-    return uniform.gt_(bounds).mul_(LEFT_OUT)
+    always = torch.full_like(is_infrequent, torch.inf, dtype=torch.float32)
+    return torch.stack(
+        [
+            torch.where(is_infrequent, ratio.nan_to_num(torch.inf), always),
+            torch.where(is_infrequent, -always, always),
+        ]
+    )
+
+
+def droploss_shifts(draws: Tensor, bounds: Tensor, is_object: Tensor) -> Tensor:
+    """LEFT_OUT where a pair is dropped, else 0; at the label, which is never left out, without a meaning.
+
+    Args:
+        draws: (N, C), whose memory becomes the result's; bounds: (2, C), see `droploss_bounds`.
+        is_object: (N,) int64, 1 for objects and 0 for background.
+
+    Returns:
+        (N, C).
+    """
+    return draws.gt_(bounds.index_select(0, is_object)).mul_(LEFT_OUT)  # (2, C) -> (N, C)
 
 
 class DropLoss(EQLLoss):
@@ -84,11 +97,13 @@ class DropLoss(EQLLoss):
         """Drawn for this step: what gives the (n, C) shifts of some rows, once, all rows in order."""
         counts = count_objects(labels, self.is_infrequent)
         num_infrequent, num_objects = sum_over_processes(counts) if self.synchronize else counts
-        ratio, generator = num_infrequent / num_objects, self.draws.generator(labels.device)
+        ratio = num_infrequent / num_objects * LEVELS - 0.5  # between two levels
+        bounds = droploss_bounds(self.is_infrequent, ratio)
+        is_object, generator = (labels < self.num_classes).long(), self.draws.generator(labels.device)
 
         def of_rows(rows: slice) -> Tensor:
-            of_row = labels[rows]
-            uniform = coarse_uniform((len(of_row), self.num_classes), generator)
-            return droploss_shifts(of_row, self.is_infrequent, ratio, uniform).to(dtype)
+            of_row = is_object[rows]
+            draws = draw_levels((len(of_row), self.num_classes), generator)
+            return droploss_shifts(draws, bounds, of_row).to(dtype)
 
         return of_rows

@@ -31,16 +31,17 @@ def infrequent_classes(frequencies: Tensor, threshold: float, strict: bool = Tru
     return frequencies < threshold if strict else frequencies <= threshold
 
 
-def eql_shifts(labels: Tensor, is_infrequent: Tensor, dtype: torch.dtype) -> Tensor:
-    """LEFT_OUT for infrequent classes in the row of an object, else 0: (N,), (C,) bool -> (N, C) of `dtype`.
+def eql_shifts(is_infrequent: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the logits of wrong classes are shifted by, LEFT_OUT or 0.
 
-    At the label, which is never left out, the value has no meaning.
+    Args:
+        is_infrequent: (C,) bool.
+
+    Returns:
+        (2, C) of `dtype`: for a background RoI, and for an object.
     """
     of_object = LEFT_OUT * is_infrequent.to(dtype)
-    of_kinds = torch.stack([torch.zeros_like(of_object), of_object])  # 2 x (C) -> (2, C)
-    is_object = labels < len(is_infrequent)
-    # whole rows are gathered: a choice per element takes seven times as long on a CPU
-    return of_kinds.index_select(0, is_object.long())  # (2, C) -> (N, C)
+    return torch.stack([torch.zeros_like(of_object), of_object])  # 2 x (C) -> (2, C)
 
 
 class EQLLoss(BoxHeadLoss):
@@ -112,7 +113,10 @@ class EQLLoss(BoxHeadLoss):
 
     def shifts(self, labels: Tensor, dtype: torch.dtype) -> MatrixOfRows:
         """Of this step: for (N,) labels, what gives the (n, C) shifts of some rows, in `dtype`."""
-        return lambda rows: eql_shifts(labels[rows], self.is_infrequent, dtype)
+        of_kinds = eql_shifts(self.is_infrequent, dtype)
+        kinds = (labels < self.num_classes).long()
+        # whole rows are gathered: a choice per element takes seven times as long on a CPU
+        return lambda rows: of_kinds.index_select(0, kinds[rows])  # (2, C) -> (n, C)
 
     def forward(
         self,

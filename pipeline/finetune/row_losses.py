@@ -120,11 +120,14 @@ def binary_losses_and_gradients(
     num_columns = logits.shape[1]
     # Background borrows the last column, to no effect: boolean indexing would wait for the GPU.
     column, has_column = labels.clamp(max=num_columns - 1)[:, None], (labels < num_columns)[:, None]
-    borrowed = logits.new_empty(len(labels), 1)
+    borrowed = logits.gather(1, column)  # (N, K) -> (N, 1)
+    own = borrowed.clone() if own is None else own
 
     def no_elsewhere(rows: slice, out: Tensor) -> Tensor:
-        x = logits[rows] if shifted is None else shifted(rows)
-        borrowed[rows] = x.gather(1, column[rows])  # (n, K) -> (n, 1)
+        x = logits[rows]
+        if shifted is not None:
+            x = shifted(rows)
+            borrowed[rows] = x.gather(1, column[rows])
         losses = _sum_softplus(x, torch.sigmoid(x, out=out), column[rows], negative_weights)
         if negative_weights is not None:
             out.mul_(negative_weights)
@@ -132,7 +135,7 @@ def binary_losses_and_gradients(
 
     losses, gradients = in_blocks(logits, no_elsewhere)
     # at the label: a yes to s is a no to -s; for background, what it has borrowed
-    own = torch.where(has_column, -logits.gather(1, column) if own is None else -own, borrowed)
+    own = torch.where(has_column, -own, borrowed)
     sign = torch.where(has_column, -1, own.new_ones(()))
     weight = torch.where(
         has_column,
@@ -145,25 +148,26 @@ def binary_losses_and_gradients(
 
 
 def _sum_softplus(x: Tensor, p: Tensor, column: Tensor, weights: Tensor | None) -> Tensor:
-    """Sum of w log(1 + e^x), p = sigmoid(x), over all columns but one in each row: (n, K), (n, 1) -> (n,).
-
-    On a CPU, whose exponential is slow, log(1 + e^x) = max(x, 0) - log(1 - a), a = min(p, 1 - p), saves one;
-    and 1 - (1 - a)(1 - b) = a + b - ab makes one logarithm of two.  Neither loses a digit.
-    """
+    """Sum of w log(1 + e^x), p = sigmoid(x), over all columns but one in each row: (n, K), (n, 1) -> (n,)."""
     if x.is_cuda:
         elements = F.softplus(x, threshold=40).scatter_(1, column, 0)  # 20, the default, cuts off 2e-9
         return elements.sum(dim=1) if weights is None else elements @ weights
+    # log(1 + e^x) = max(x, 0) - log(1 - a), a = min(p, 1 - p): no exponential, which is slow on a CPU
     above = x.clamp(min=0).scatter_(1, column, 0)
     a = 1 - p
     torch.minimum(a, p, out=a).scatter_(1, column, 0)
     if weights is not None:
         return above @ weights - a.neg_().log1p_() @ weights
-    half = a.shape[1] // 2
-    b, last = a[:, half : 2 * half], a[:, 2 * half :]  # where K is odd, one column stays alone
-    a = a[:, :half]
-    pairs = torch.add(a, b).addcmul_(a, b, value=-1)
-    logs = pairs.neg_().log1p_().sum(dim=1) + last.neg().log1p_().sum(dim=1)
+    # a logarithm of four columns together, which is slow too: 1 - (1 - a)(1 - b) = a + b - ab
+    whole = a.shape[1] - a.shape[1] % 4
+    first, second, third, fourth = a[:, :whole].chunk(4, dim=1)
+    four = _either(_either(first, second), _either(third, fourth))
+    logs = four.neg_().log1p_().sum(dim=1) + a[:, whole:].neg().log1p_().sum(dim=1)
     return above.sum(dim=1) - logs
+
+
+def _either(a: Tensor, b: Tensor) -> Tensor:
+    return torch.add(a, b).addcmul_(a, b, value=-1)
 
 
 def softmax_losses(logits: Tensor, labels: Tensor, shifted: MatrixOfRows | None = None) -> Tensor:
