@@ -106,7 +106,7 @@ class ACSLLoss(BoxHeadLoss):
         num_classes, instance_counts, num_images, loss_weight: see BoxHeadLoss (the official code ignores its
             loss_weight).
         image_counts: give the frequency of each class by LVIS's definition, if `frequency` does not.
-        score_thr: see `suppression_mask`; in (0, 1).
+        score_thr: see `spared_columns`; in (0, 1).
         frequency: C letters r, c or f, as the annotations have them.
         background_column: of the classifier; None: the last one.  Official checkpoints have it at 0, before
             the classes.
