@@ -184,7 +184,7 @@ def plan_run(order: Order, entry: FinetuneRun, inputs: Inputs) -> tuple[list[Fin
         "sampling": order.params.section("stats"),
     }
     plain = {**to_plain(science), "extra_draws": extra}
-    digests = training_inputs(inputs.split, inputs.stats, init)
+    digests = training_inputs(inputs.split, inputs.stats, init, science["detector"].depth, "none")
     if given:
         second_stage.read_first(given)
         digests["stage1"] = artifacts.file_digest(given)

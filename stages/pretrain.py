@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.data.settings import Split
-from pipeline.errors import MismatchedInput, MissingInput
+from pipeline.errors import MismatchedInput
 from pipeline.pretrain.reconstructions_figure import reconstructions_figure
 from pipeline.pretrain.training import (
     RECONSTRUCTIONS,
@@ -22,6 +22,7 @@ from stages.common import Order, answer, check_splits, default_out, proposals_di
 from stages.console import say, warn
 from stages.estimate import estimate
 from stages.history import summary
+from stages.initial_weights import initial_digest
 from stages.training import keep_history, report_start, train_and_publish
 
 
@@ -90,7 +91,7 @@ def plan_run(order: Order, inputs: Inputs) -> tuple[PretrainJob, dict[str, Any]]
     refuse_own_input(order.out, start)
     science = {name: order.params.section(name) for name in ("detector", "pretrain")}
     science["sampling"] = order.params.section("stats")
-    digests = training_inputs(inputs.split, inputs.stats, start)
+    digests = training_inputs(inputs.split, inputs.stats, start, science["detector"].depth, "null")
     digests["proposals"] = proposals_digest(inputs.proposals)
     manifest = artifacts.manifest("pretrain", to_plain(science), digests, order.params.seed)
     job = PretrainJob(
@@ -107,8 +108,12 @@ def plan_run(order: Order, inputs: Inputs) -> tuple[PretrainJob, dict[str, Any]]
     return job, manifest
 
 
-def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, str]:
+def training_inputs(split: Split, stats: Path, init: str | None, depth: int, nothing: str) -> dict[str, str]:
     """Digests of what a training reads, after checking that the stats are of these annotations.
+
+    Args:
+        split, stats: what is trained on, and its statistics.
+        init, depth, nothing: of `initial_digest`; None: no initial weights.
 
     Raises:
         MissingInput: a file or a stage's product is not there.
@@ -123,10 +128,5 @@ def training_inputs(split: Split, stats: Path, init: str | None) -> dict[str, st
         )
     inputs = {"annotations": digest, "stats": artifacts.file_digest(stats / "categories.parquet")}
     if init:
-        if not Path(init).exists():
-            raise MissingInput(
-                f"initial weights {init} do not exist",
-                "run `2drcl pretrain` first, name a file with --init, or set init: none",
-            )
-        inputs["init"] = artifacts.file_digest(Path(init))
+        inputs["init"] = initial_digest(Path(init), depth, nothing)
     return inputs

@@ -21,6 +21,7 @@ from pipeline.settings import to_plain
 from stages import launch
 from stages.common import Order, answer, check_splits, make
 from stages.console import Stopwatch, say, warn
+from stages.initial_weights import initial_digest
 from stages.machine import Machine, is_first
 from stages.training import nothing_to_do, report_start, train
 
@@ -96,7 +97,7 @@ def _inputs(split: Split, settings: ProposalsSettings) -> dict[str, str]:
     if settings.file is not None:
         inputs["file"] = boxes_digest(settings.file)
     if settings.is_trained and settings.init is not None:
-        inputs["init"] = artifacts.file_digest(settings.init)
+        inputs["init"] = initial_digest(settings.init, settings.depth)
     names = names_file(settings.seen)
     if names is not None:
         inputs["seen"] = artifacts.file_digest(names)

@@ -115,7 +115,7 @@ class PretrainSettings:
     init: str | None = setting(
         None,
         "torchvision ResNet file for the backbone (the paper's start), a detector of MMDetection, detectron2 "
-        "or an earlier run, or none",
+        "or an earlier run; null: random weights",
     )
     allow_partial: tuple[str, ...] = setting((), "parts that file may lack, e.g. layer4")
     sampler: Literal["drb", "rfs", "irfs", "random"] = setting("drb", "paper, Sec. 3.2: eq. 4")
