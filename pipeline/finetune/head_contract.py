@@ -35,6 +35,7 @@ class BoxHeadLoss(nn.Module):
         loss_weight: factor on everything `forward` returns.
 
     Raises:
+        UsageError: no class, or fewer images than none.
         InputError, MismatchedInput, MissingInput: see `resolve_counts`.
     """
 
@@ -52,6 +53,11 @@ class BoxHeadLoss(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if num_classes < 1 or (num_images is not None and num_images < 0):
+            raise UsageError(
+                f"{type(self).__name__}: num_classes is {num_classes}, num_images {num_images}",
+                "one class or more, and no image or more",
+            )
         self.num_classes = num_classes
         self.image_counts = _optional_counts(image_counts, "image_count", num_classes)
         self.instance_counts = _optional_counts(instance_counts, "instance_count", num_classes)
