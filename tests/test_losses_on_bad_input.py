@@ -1,4 +1,4 @@
-"""Every loss of the table, also on ATSS: counts that do not fit, a class without objects, background alone."""
+"""Every loss of the table, also on ATSS: counts that do not fit, a class without objects, no object."""
 
 import importlib
 
