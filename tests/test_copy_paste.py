@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.annotations import read_annotations
-from pipeline.data.copy_paste import CopyPasteSettings, Layer, choose, layer_of, paste, resolve_side
+from pipeline.data.copy_paste import Layer, choose, layer_of, paste
+from pipeline.data.copy_paste_settings import CopyPasteSettings, resolve_side
 from pipeline.data.object_masks import ObjectMask
 from pipeline.data.views import Geometry
 from pipeline.errors import UsageError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.copy_paste import CopyPasteSettings
+from pipeline.data.copy_paste_settings import CopyPasteSettings
 from pipeline.data.pasted_view import PastedViewDataset
 from pipeline.data.single_view import SingleViewDataset
 from pipeline.detectors.settings import DetectorSettings

@@ -22,7 +22,7 @@ class PastedViewDataset(Dataset[ViewSample]):
         annotations: the split.
         images: its folder.
         side: of the square, in pixels.
-        scales, most: as in `pipeline.data.copy_paste.CopyPasteSettings`.
+        scales, most: as in `pipeline.data.copy_paste_settings.CopyPasteSettings`.
         flip: probability, of either image.
         seed: of every draw.
         with_polygons: carry polygons for mask losses.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.data.copy_paste import CopyPasteSettings
+from pipeline.data.copy_paste_settings import CopyPasteSettings
 from pipeline.engine.schedule import NAMED, resolve_milestones
 from pipeline.errors import SettingsError
 from pipeline.finetune.method import Method, SecondStage

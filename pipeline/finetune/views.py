@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from pipeline.data.copy_paste import resolve_side
+from pipeline.data.copy_paste_settings import resolve_side
 from pipeline.data.loading import BatchSource
 from pipeline.data.pasted_view import PastedViewDataset
 from pipeline.data.single_view import SingleViewDataset, ViewSample
