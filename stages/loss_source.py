@@ -19,9 +19,14 @@ Definition = ast.ClassDef | ast.FunctionDef
 
 @functools.cache
 def _modules() -> dict[str, ast.Module]:
-    """Every file of pipeline.finetune, by its dotted name."""
-    paths = [p for p in files(PACKAGE).iterdir() if p.name.endswith(".py")]
-    return {f"{PACKAGE}.{p.name[:-3]}": ast.parse(p.read_text(encoding="utf-8")) for p in paths}
+    """Every file of pipeline.finetune and of its heads, by its dotted name."""
+    found: dict[str, ast.Module] = {}
+    for package in (PACKAGE, f"{PACKAGE}.heads"):
+        paths = [
+            p for p in files(PACKAGE).joinpath(*package.split(".")[2:]).iterdir() if p.name.endswith(".py")
+        ]
+        found |= {f"{package}.{p.name[:-3]}": ast.parse(p.read_text(encoding="utf-8")) for p in paths}
+    return found
 
 
 @functools.cache
@@ -68,8 +73,18 @@ def columns(loss: str) -> str:
 
 
 def state(loss: str) -> list[str]:
-    """Names of the buffers in checkpoints, those of submodules included."""
-    return _buffers(_class_of(loss), "")
+    """Names of what is in checkpoints beside parameters, that of submodules included."""
+    node = _class_of(loss)
+    return _extra_state(node) + _buffers(node, "")
+
+
+def _extra_state(node: ast.ClassDef | None) -> list[str]:
+    """Keys of the mapping that `get_extra_state` returns."""
+    made = [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef)] if node else []
+    bodies = [n for n in made if n.name == "get_extra_state"]
+    kept = [n for body in bodies for n in ast.walk(body) if isinstance(n, ast.Return)]
+    keys = [key for r in kept if isinstance(r.value, ast.Dict) for key in r.value.keys if key is not None]
+    return [ast.literal_eval(key) for key in keys]
 
 
 def _buffers(node: ast.ClassDef | None, prefix: str) -> list[str]:
@@ -93,9 +108,10 @@ def arguments(loss: str) -> dict[str, tuple[Any, str]]:
         return {}
     makers = (n for owner in _ancestry(node) for n in owner.body if isinstance(n, ast.FunctionDef))
     signature = next(n for n in makers if n.name == "__init__").args
-    names = [a.arg for a in signature.args[1:]]
-    required = [None] * (len(names) - len(signature.defaults))
-    defaults = [*required, *map(ast.literal_eval, signature.defaults)]
+    names = [a.arg for a in (*signature.args[1:], *signature.kwonlyargs)]
+    given = [*signature.defaults, *(d or ast.Constant(None) for d in signature.kw_defaults)]
+    required = [None] * (len(names) - len(given))
+    defaults = [*required, *map(ast.literal_eval, given)]
     meanings = _meanings(node)
     return {n: (d, meanings.get(n, "")) for n, d in zip(names, defaults, strict=True)}
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline.finetune.method import ONE_STAGE, ClassCounts, Method
 from pipeline.finetune.methods import METHODS, get_method
-from stages import loss_source
+from stages import loss_source, method_heads
 from stages.console import OUT, data
 
 WIDTH = 100  # characters
@@ -73,14 +73,14 @@ def _table(methods: list[Method]) -> Table:
     width = min(WIDTH, OUT.width) if OUT.is_terminal else WIDTH
     table = Table(box=SIMPLE_HEAD, width=width, pad_edge=False, padding=0)
     for column in ("method", "what it is", "columns", "score", "sampler", "epochs", "state", "AP/APr"):
-        wrapped = {"what it is": 23, "score": 14, "state": 14}.get(column)
+        wrapped = {"what it is": 20, "score": 15, "state": 17}.get(column)
         table.add_column(column, no_wrap=wrapped is None, width=wrapped)
     for method in methods:
         found = explanation(method)
         paper = "/".join(f"{v:.1f}" for v in _headline(method).values()) or "-"
         score = method.score.replace("background", "bg").replace("object", "obj")
         cells = (found["classifier_columns"], score, method.sampler, found["stages"])
-        table.add_row(method.name, method.summary, *cells, ", ".join(found["state"]) or "-", paper)
+        table.add_row(method.name, method.summary, *cells, "\n".join(found["state"]) or "-", paper)
     return table
 
 
@@ -129,10 +129,11 @@ def _explanation(method: Method, formula: str) -> dict[str, Any]:
         "formula": FORMULAS[formula],
         "description": loss_source.description(method.loss),
         "classifier_columns": loss_source.columns(method.loss),
-        "state": loss_source.state(method.loss),
+        "state": loss_source.state(method.loss) + method_heads.state(method),
         "stages": str(method.epochs) if stage is None else f"{method.epochs}+{stage.epochs}",
         "recipe": recipe | {"second_stage": None if stage is None else asdict(stage)},
         "settings": _settings(method),
+        "head_settings": method_heads.settings(method),
         "deviations": loss_source.deviations(method.loss),
         "published": [asdict(row) | {"metrics": dict(row.metrics)} for row in method.published],
     }
@@ -156,6 +157,12 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield from _item(f"  {key}", _short(value))
     yield from ("", "settings of the loss; a run changes them by finetune.runs.NAME.loss: {setting: value}")
     yield from _settings_lines(found["settings"])
+    if found["head_settings"]:
+        yield from (
+            "",
+            "settings of the RoI head; a run changes them by finetune.runs.NAME.head: {setting: value}",
+        )
+    yield from _settings_lines(found["head_settings"])
     yield from _on_atss_lines(found["on_atss"])
     yield from ("", "published" if found["published"] else "published: no row in the paper")
     for row in found["published"]:

@@ -7,9 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from tiny_heads import tiny_head
 
+from pipeline.errors import UsageError
 from pipeline.finetune.method import ClassCounts
 from pipeline.finetune.methods import METHODS
+from pipeline.finetune.settings import FinetuneRun
+from pipeline.finetune.variant import method_of
 from stages import loss_source
 from stages.methods import FROM_STATS, _explanation, explanation
 
@@ -35,6 +39,44 @@ def test_state_is_that_of_a_built_loss(method):
     assert sorted(loss_source.state(method.loss)) == sorted(built(method).state_dict())
 
 
+HEADS = {"loce": "memory", "bacl": "hallucination", "pcb": ""}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_and_settings_of_the_head_are_those_of_the_built_one(name):
+    """The table names what a checkpoint holds, and `runs.NAME.head` takes every setting that it lists."""
+    from pipeline.finetune.heads import UNPUBLISHED
+
+    method = METHODS[name]
+    listed = {s["name"]: s for s in explanation(method)["head_settings"]}
+    own = set(loss_source.state(method.loss))
+    if name not in HEADS:
+        assert not listed and set(explanation(method)["state"]) == own
+        with pytest.raises(UsageError, match="leave head out"):
+            raise_with_hint(FinetuneRun(name, head={"queue_size": 1}))
+        return
+    head = tiny_head(name, **(method.training_roi_head or method.roi_head))
+    kept = {f"roi_head.{key}" for key, value in head.state_dict().items()}
+    kept = {key.removeprefix(UNPUBLISHED) for key in kept if key.startswith(UNPUBLISHED)}
+    if "_extra_state" in kept:
+        kept = kept - {"_extra_state"} | set(head.class_features.get_extra_state())
+    assert set(explanation(method)["state"]) == own | kept and len(explanation(method)["state"]) == len(
+        own | kept
+    )
+    changed = {key: setting["value"] for key, setting in listed.items()}
+    run = FinetuneRun(name, head={k: tuple(v) if isinstance(v, list) else v for k, v in changed.items()})
+    made = method_of(run).training_roi_head or method_of(run).roi_head
+    part = made[HEADS[name]] if HEADS[name] else {k: v for k, v in made.items() if k != "type"}
+    assert part == changed and all(setting["meaning"] for setting in listed.values())
+
+
+def raise_with_hint(run):
+    try:
+        method_of(run)
+    except UsageError as problem:
+        raise UsageError(problem.hint) from problem
+
+
 @pytest.mark.parametrize("method", OWN, ids=lambda m: m.name)
 def test_columns_are_those_of_a_built_loss(method):
     said = loss_source.columns(method.loss)
@@ -55,6 +97,12 @@ def test_settings_are_those_of_the_constructor_each_with_a_meaning(method):
         if name not in FROM_STATS:
             assert setting["default"] == parameters[name].default
             assert setting["value"] == given.get(name, parameters[name].default)
+
+
+def test_nothing_is_cut_off_in_the_table(cli):
+    assert "\N{HORIZONTAL ELLIPSIS}" not in cli("methods").out
+    assert "settings of the RoI head" in cli("methods", "loce").out
+    assert "settings of the RoI head" not in cli("methods", "ce").out
 
 
 def test_what_is_another_on_atss():

@@ -61,7 +61,7 @@ class FeatureMemory(nn.Module):
     Args:
         num_classes: C.
         feature_shape: F.
-        queue_size: Q.
+        queue_size: Q, the latest rows that are kept of every class.
         sampled_num_classes, sampled_num_features: classes drawn a step, and rows of each.
         seed: of the draws, see StepDraws.
         synchronize: store the rows of all processes.  False stores a process's own, as the official code
