@@ -41,7 +41,7 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        files = [_photograph(Path(folder), i) for i in range(args.images)]
+        files = [photograph(Path(folder), i) for i in range(args.images)]
         size = statistics.mean(path.stat().st_size for path, _ in files) / 1000
         views = [_views(wh, i, args.short) for i, (_, wh) in enumerate(files)]
         print(f"{args.images} images of {size:.0f} kB, short side {args.short}, two views; CPU ms per image")
@@ -58,7 +58,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _photograph(folder: Path, number: int) -> tuple[Path, tuple[int, int]]:
+def photograph(folder: Path, number: int) -> tuple[Path, tuple[int, int]]:
     """1/f noise: its JPEG is as large as a photograph's."""
     width, height = SIZES_WH[number % 3]
     rng = np.random.default_rng(number)

@@ -64,7 +64,7 @@ def seen(folder, segmentation, box, geometry):
     """The mask on the whole view, and the mask itself."""
     annotations = written(folder, segmentation, box)
     rows, boxes, _ = rows_in_view(annotations, 0, geometry)
-    found = mask_in_view(annotations, 0, boxes[0], polygons_in_view(annotations, 0, geometry), geometry)
+    found = mask_in_view(annotations, 0, boxes[0], polygons_in_view(annotations, [0], geometry)[0], geometry)
     assert rows.tolist() == [0]
     whole = np.zeros(geometry.size_wh[::-1], dtype=bool)
     whole[found.window] = found.bitmap

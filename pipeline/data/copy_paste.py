@@ -64,7 +64,7 @@ def layer_of(annotations: Annotations, image: int, geometry: Geometry, pixels: n
         pixels: (H, W, 3) uint8 stored image.
     """
     rows, boxes, visible = rows_in_view(annotations, image, geometry)
-    polygons = [polygons_in_view(annotations, row, geometry) for row in rows]
+    polygons = polygons_in_view(annotations, rows, geometry)
     masks = [
         mask_in_view(annotations, row, box, shape, geometry)
         for row, box, shape in zip(rows.tolist(), boxes, polygons, strict=True)

@@ -6,7 +6,7 @@ from generators keyed by the draw's numbers, so no worker, no process and no res
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -112,8 +112,3 @@ def images_of_step(sampler: Sampler, epoch_steps: Sequence[int], step: int) -> n
             return np.asarray(sampler.steps(epoch)[step])
         step -= count
     raise IndexError(f"the run ends {step + 1} steps before")
-
-
-def collate_as_is(samples: list[Any]) -> list[Any]:
-    """For a DataLoader whose model stacks the samples itself (views differ in size before padding)."""
-    return samples

@@ -65,7 +65,7 @@ def _rgb(image: Image.Image, path: Path) -> np.ndarray:
             f"image {path} has 32 bits per pixel (mode {image.mode}), whose range is unknown",
             "store it with 8 or 16 bits per channel",
         )
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies what is RGB
 
 
 def _check_orientation(image: Image.Image, path: Path) -> None:
