@@ -1,16 +1,22 @@
 """2DRCL's pre-training steps over plain detectors' steps, on the same images, in one interleaved run.
 
     python benchmarks/pretrain_step.py                      # small, for a CPU
+    python benchmarks/pretrain_step.py --depth 50 --size 800 1088 --batch 1 --channels 256 --steps 2 \\
+                                       --only "Faster R-CNN" "2DRCL, SR half size" 2DRCL     # 12 GiB, minutes
     python benchmarks/pretrain_step.py --depth 50 --size 800 1344 --batch 8 --channels 256 --gpu --bf16
 
 Rows: Faster R-CNN and Mask R-CNN with LVIS's 1203 categories as they are fine-tuned, then each ablation, then
-2DRCL whole.  Ratios are to the Mask R-CNN step, of medians; beside them the ratio of the arithmetic, counted
-by torch on the same steps, and what is achieved of it.  Peak memory is the GPU's, by row; on a CPU the bytes
-that autograd keeps for the backward pass.  Published arithmetic at 800 x 1344, ResNet-50, per image: Faster
-R-CNN 1186 GFLOP, Mask R-CNN 1766, 2DRCL 2144, at half size 1776.
+2DRCL whole.  Each row is built, measured in turns with the Mask R-CNN step, and thrown away, so that two
+models are in memory.  `time` is the ratio of medians to the Mask R-CNN steps between; `arithmetic` the ratio
+of the multiply-adds that torch counts in the same steps.  A CPU is timed in CPU seconds of one thread: what
+else runs on it counts little.  `kept` is what the forward pass leaves for the backward pass, `state` the
+weights, gradients, momenta and buffers, both in GiB; on a GPU the peak of a step instead of both, the row's own part.
+Published arithmetic at 800 x 1344, ResNet-50, per image: Faster R-CNN 1186 GFLOP, Mask R-CNN 1766, 2DRCL
+2144, at half size 1776; at 800 x 1088: 972, 1552, 1744, 1446.
 """
 
 import argparse
+import gc
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -50,42 +56,95 @@ class Case:
         self.model.after_step()
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is measured of a case."""
+
+    name: str
+    seconds: float
+    over_base: float  # of the base's steps in turns with these
+    flops: int
+    kept: int  # bytes; of a GPU the peak
+    state: int  # bytes
+
+
 def main() -> None:
     """Measure and print."""
     args = _arguments()
     device = torch.device("cuda" if args.gpu else "cpu")
-    batch = _batch(args.batch, args.size, device)
-    cases = _cases(args, device)
-    flops = {case.name: _flops(case, batch) for case in cases}
-    memory = {case.name: _memory(case, batch, device) for case in cases}
-    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
-    for _ in range(args.steps):
-        for case in cases:
-            seconds[case.name].append(_timed(case, batch, device))
-    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
+    if not args.gpu:
+        torch.set_num_threads(1)
+    batch, variants = _batch(args.batch, args.size, device), _variants(args)
     setting = f"{args.batch} images of {args.size[1]} x {args.size[0]}, ResNet-{args.depth}"
     print(f"{setting}, {device.type}, {args.steps} rounds")
     print(
-        "step                          ms   images/s   time    arithmetic   GFLOP/image  TFLOP/s  memory GiB"
+        "step                          ms   images/s   time  arithmetic  GFLOP/image  TFLOP/s   kept  state"
     )
-    for name, value in medians.items():
-        speed = f"{name:24s} {value * 1e3:7.0f} {args.batch / value:10.2f}"
-        ratios = f"{value / medians[BASE]:7.2f} {flops[name] / flops[BASE]:12.2f}"
-        work = f"{flops[name] / args.batch / 1e9:12.1f} {flops[name] / value / 1e12:9.3f}"
-        print(f"{speed} {ratios} {work} {memory[name] / 2**30:11.2f}")
+    base = _case(BASE, variants.pop(BASE), args, device)
+    first = _measured(base, None, batch, args.steps)
+    _print(first, first, args.batch)
+    for name, settings in variants.items():
+        if not args.only or name in args.only:
+            before = torch.cuda.memory_allocated() if args.gpu else 0
+            _print(
+                _measured(_case(name, settings, args, device), base, batch, args.steps, before),
+                first,
+                args.batch,
+            )
+            gc.collect()
 
 
-def _memory(case: Case, batch: PretrainBatch, device: torch.device) -> int:
-    """Bytes: the GPU's peak, or on a CPU what the forward pass leaves for the backward pass."""
+def _measured(case: Case, base: Case | None, batch: PretrainBatch, steps: int, before: int = 0) -> Row:
+    """A row; `before`: bytes on the GPU that are not the case's."""
+    device = batch.query.device
+    case.step(batch)  # the optimizer's state comes into being
+    kept = _kept(case, batch, device, before)
+    with FlopCounterMode(display=False) as counter:
+        case.step(batch)
+    own, others = [], []
+    for _ in range(steps):
+        own.append(_timed(case, batch, device))
+        others.append(own[-1] if base is None else _timed(base, batch, device))
+    seconds = statistics.median(own)
+    ratio = seconds / statistics.median(others)
+    return Row(
+        case.name,
+        seconds,
+        ratio,
+        counter.get_total_flops(),
+        kept,
+        0 if device.type == "cuda" else _state(case),
+    )
+
+
+def _print(row: Row, base: Row, images: int) -> None:
+    speed = f"{row.name:24s} {row.seconds * 1e3:7.0f} {images / row.seconds:10.3f}"
+    ratios = f"{row.over_base:7.2f} {row.flops / base.flops:11.2f}"
+    work = f"{row.flops / images / 1e9:12.1f} {row.flops / row.seconds / 1e12:9.3f}"
+    print(f"{speed} {ratios} {work} {row.kept / 2**30:6.2f} {row.state / 2**30:6.2f}", flush=True)
+
+
+def _state(case: Case) -> int:
+    """Bytes of weights, gradients, momenta and buffers."""
+    parameters = list(case.model.parameters())
+    tensors = [*parameters, *(p.grad for p in parameters if p.grad is not None), *case.model.buffers()]
+    tensors += [v for s in case.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+
+def _kept(case: Case, batch: PretrainBatch, device: torch.device, before: int) -> int:
+    """Bytes: the peak on a GPU, or on a CPU what the forward pass leaves for the backward pass."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         case.step(batch)
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - before
     kept: dict[int, int] = {}
+    state = {t.untyped_storage().data_ptr() for t in (*case.model.parameters(), *case.model.buffers())}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in state:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -102,14 +161,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--channels", type=int, default=64, help="of the FPN")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--queue", type=int, default=65536)
+    parser.add_argument("--only", nargs="+", default=(), help="names of rows")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     return parser.parse_args()
 
 
-def _cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
+def _variants(args: argparse.Namespace) -> dict[str, PretrainSettings]:
     full = PretrainSettings(
         precision="bf16" if args.bf16 else "fp32",
         contrast=ContrastSettings(queue=args.queue, local_queue=args.queue),
@@ -121,14 +181,13 @@ def _cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
         "2DRCL: + SR, no AR": ("hcl", "lcl", "sr", "det"),
     }
     half = replace(full, reconstruction=ReconstructionSettings(scale="half"))
-    variants = {
+    return {
         "Faster R-CNN": replace(full, terms=("det",)),
         BASE: replace(full, terms=("det",), mask_loss=True),
         **{name: replace(full, terms=terms) for name, terms in rows.items()},
         "2DRCL, SR half size": half,
         "2DRCL": full,
     }
-    return [_case(name, settings, args, device) for name, settings in variants.items()]
 
 
 def _case(name: str, settings: PretrainSettings, args: argparse.Namespace, device: torch.device) -> Case:
@@ -188,19 +247,16 @@ def _polygon(box: np.ndarray) -> list[np.ndarray]:
     return [np.array([x1, y1, x2, y1, (x1 + x2) / 2, y2])]
 
 
-def _flops(case: Case, batch: PretrainBatch) -> int:
-    with FlopCounterMode(display=False) as counter:
-        case.step(batch)
-    return counter.get_total_flops()
-
-
 def _timed(case: Case, batch: PretrainBatch, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds of a step; on a CPU of its one thread."""
+    if device.type != "cuda":
+        started = time.process_time()
+        case.step(batch)
+        return time.process_time() - started
+    torch.cuda.synchronize()
     started = time.perf_counter()
     case.step(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
