@@ -10,7 +10,7 @@ Rows: Faster R-CNN and Mask R-CNN with LVIS's 1203 categories as they are fine-t
 models are in memory.  `time` is the ratio of medians to the Mask R-CNN steps between; `arithmetic` the ratio
 of the multiply-adds that torch counts in the same steps.  A CPU is timed in CPU seconds of one thread: what
 else runs on it counts little.  `kept` is what the forward pass leaves for the backward pass, `state` the
-weights, gradients, momenta and buffers, both in GiB; on a GPU the peak of a step instead of both, the row's own part.
+weights, gradients, momenta and buffers, in GiB; on a GPU the peak of a step instead, the row's own part.
 Published arithmetic at 800 x 1344, ResNet-50, per image: Faster R-CNN 1186 GFLOP, Mask R-CNN 1766, 2DRCL
 2144, at half size 1776; at 800 x 1088: 972, 1552, 1744, 1446.
 """
