@@ -1,6 +1,6 @@
 """Images as a detector sees them at test time: decoded, resized, in batches that fill one canvas."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.annotations import Annotations
-from pipeline.data.handover import packed, unpacked
+from pipeline.data.handover import packed
 from pipeline.data.images import read_image
 from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
@@ -98,9 +98,9 @@ class TestViews(Dataset[Any]):
         return geometry.apply(read_image(self.paths[position], (width, height)))
 
 
-def loader_of(views: TestViews, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Any]:
-    """What `views` has for each batch, in their order, decoded by workers or, without any, here."""
-    loader: DataLoader[Any] = DataLoader(
+def loader_of(views: TestViews, batches: Sequence[Sequence[int]], workers: int) -> DataLoader[Any]:
+    """What `views` has for each batch, in their order, to be unpacked (pipeline.data.handover)."""
+    return DataLoader(
         views,
         batch_size=None,  # one index is a whole batch
         sampler=batches,
@@ -110,7 +110,6 @@ def loader_of(views: TestViews, batches: Sequence[Sequence[int]], workers: int) 
         worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
     )
-    return map(unpacked, loader)
 
 
 def _canvas_wh(size_wh: np.ndarray, test_wh: tuple[int, int]) -> tuple[int, int]:
