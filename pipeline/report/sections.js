@@ -181,7 +181,9 @@ function groupPies(run, letters) {
   return (letters.length ? letters : ["all"]).filter((g) => run.errors[g]?.n).map((g) => pie(GROUPS[g] || "All", Object.fromEntries(ERRORS.map((kind) => [kind, run.errors[g][kind][1] ?? 0])), run.errors[g].n));
 }
 
-const TERMS = { loss: "total loss", hcl: "HCL, images", lcl: "LCL, proposals", ar: "AR, appearance", sr: "SR, semantics", det: "detection", lr: "learning rate", alpha: "α of rebalancing", grad_norm: "gradient norm" };
+const TERMS = { loss: "total loss", hcl: "HCL, images", lcl: "LCL, proposals", ar: "AR, appearance", sr: "SR, semantics", det: "detection", lr: "learning rate", alpha: "α of rebalancing", grad_norm: "gradient norm", rare_share: "share of rare boxes",
+  hcl_queue_age: "age of image keys, steps", lcl_queue_age: "age of proposal keys, steps", hcl_positive: "images: cosine with own key", hcl_negative: "images: cosine with the queue", lcl_positive: "proposals: cosine with own key", lcl_negative: "proposals: cosine with the queue",
+  norm_c2: "length of features, C2", norm_c3: "length of features, C3", norm_c4: "length of features, C4", norm_c5: "length of features, C5" };
 
 function drawCurves() {
   const part = section("training", "Training", "Means over equal stretches of the history. These are about whole runs: the filter does not change them.");
