@@ -4,10 +4,11 @@
     python benchmarks/photographs.py --work DIR --seeds 3 ce rfs ecm  # some, with three
     python benchmarks/photographs.py --work DIR --table               # only what is there
 
-Runs stats, finetune and evaluate on `photographs-r18.yaml` with the paths of TWODRCL_DATA put in; what DIR
-holds already is kept, so a stopped benchmark goes on.  A run that was not made stays in the table, empty.
-Two-stage methods take the ce or bce detector of the same seed as their first stage.  `variants` of the recipe
-name, for some runs, what differs from the sections above it.
+Runs stats, finetune and evaluate (proposals and pretrain too, for runs after pre-training) on
+`photographs-r18.yaml` with the paths of TWODRCL_DATA put in; what DIR holds already is kept, so a stopped
+benchmark goes on.  A run that was not made stays in the table, empty.  Two-stage methods take the ce or bce
+detector of the same seed as their first stage.  `variants` of the recipe name, for some runs, what differs
+from the sections above it.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def placed(recipe: dict[str, Any]) -> dict[str, Any]:
     for split in recipe["data"].values():
         for key, path in split.items():
             split[key] = str(DATA / path)
-    recipe["pretrain"]["init"] = str(DATA / recipe["pretrain"]["init"])
+    for section in ("proposals", "pretrain"):
+        recipe[section]["init"] = str(DATA / recipe[section]["init"])
     return recipe
 
 
@@ -73,8 +75,19 @@ def make(work: Path, recipe: dict[str, Any], run: str, seed: int) -> None:
         return
     if not (folder / "artifacts/stats/default/manifest.json").exists():
         command(folder, "stats", "--params", params)
-    command(folder, "finetune", "--params", params, "--run", run, "--gpus", "0")
+    from_elsewhere = {"init", "stage1"} & set(recipe["finetune"]["runs"][run])
+    start = [] if from_elsewhere else pretrained(folder, params, run)
+    command(folder, "finetune", "--params", params, "--run", run, "--gpus", "0", *start)
     command(folder, "evaluate", "--params", params, "--run", run, "--gpus", "0")
+
+
+def pretrained(folder: Path, params: str, run: str) -> list[str]:
+    """Pre-train a detector for one run; what makes fine-tuning start from it."""
+    if not (folder / "artifacts/proposals/default/manifest.json").exists():
+        command(folder, "proposals", "--params", params, "--gpus", "0")
+    product = f"artifacts/pretrain/{run}"
+    command(folder, "pretrain", "--params", params, "--gpus", "0", "--out", product)
+    return ["--init", f"{product}/detector.pth"]
 
 
 def command(folder: Path, *arguments: str) -> None:
