@@ -12,6 +12,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import TwoDRCLError, UsageError
+from stages.interrupts import INTERRUPTED, exit_code, interrupts
 from stages.slurm import as_torchrun
 
 PIPELINE, TOOLS = "Pipeline, in order", "Tools"
@@ -20,7 +21,6 @@ EPILOG = (
     "4 environment; 5 training diverged; 75 stopped by a signal, run again to continue; 130 interrupted."
 )
 
-INTERRUPTED = 130
 app = typer.Typer(
     name="2drcl",
     help="Long-tailed detection pre-training (2DRCL), from annotations to tail AP.",
@@ -547,19 +547,21 @@ def main() -> None:
     # Before torch: threads that wait asleep.  Beside any other load, spinning ones train ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.update(as_torchrun(os.environ))
-    try:
-        app()
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # typer's answer to ctrl-C
-            sys.stderr.write(
-                "interrupted: the same command continues from the last checkpoint, if it has one\n"
-            )
-        raise
-    except TwoDRCLError as problem:
-        sys.stderr.write(f"error: {problem.message}\n")
-        if problem.hint:
-            sys.stderr.write(f"hint:  {problem.hint}\n")
-        sys.exit(problem.exit_code)
+    with interrupts() as received:
+        try:
+            app()
+        except SystemExit as ended:
+            if ended.code == INTERRUPTED:  # typer's answer to `Interrupt`
+                sys.stderr.write(
+                    "interrupted: the same command continues from the last checkpoint, if it has one\n"
+                )
+                sys.exit(exit_code(received))
+            raise
+        except TwoDRCLError as problem:
+            sys.stderr.write(f"error: {problem.message}\n")
+            if problem.hint:
+                sys.stderr.write(f"hint:  {problem.hint}\n")
+            sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

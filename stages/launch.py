@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 from pipeline.artifacts import disk_errors, write_json
 from pipeline.engine.distributed import leave
 from pipeline.engine.failures import GROUP_FAILED
+from pipeline.engine.signals import AGAIN_S
 from pipeline.errors import MachineFailed, Stopped, TwoDRCLError, UsageError
 from pipeline.settings import to_plain
 from stages import jobs
+from stages.interrupts import INTERRUPTED, SAME_COMMAND, exit_code, stoppable
 from stages.machine import Machine, in_group, is_first
 
 LOCK = "lock"
-SAME_COMMAND = "the same command continues from here"
 OUT_OF_MEMORY = "signal 9 that nobody sent is the kernel's, for want of memory: fewer processes or workers"
 # torchrun's account of the first failure; a process that raised ends with a code of its own
 _KILLED = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: -(\d+)", re.DOTALL)
@@ -76,12 +78,13 @@ def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=die_with_parent,
+        start_new_session=True,  # ctrl-C in a terminal reaches it once, through `_forwarding`
     )
     with _forwarding(child) as forwarded:
         _pass_on(child, log)
         code = child.wait()
     if code:
-        raise _first_error(work, code, log, world, was_signalled=bool(forwarded))
+        raise _first_error(work, code, log, world, forwarded)
 
 
 def die_with_parent() -> None:
@@ -104,16 +107,22 @@ def _pass_on(child: "subprocess.Popen[str]", log: Path) -> None:
 
 @contextlib.contextmanager
 def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on; the workers save and stop, then we do.
+    """Pass the first SIGTERM or SIGINT on: the workers save and stop, then we do.  A second one ends them.
 
     Yields:
         the signals that came.
     """
     forwarded: list[int] = []
+    began = 0.0
 
     def forward(number: int, frame: object) -> None:
+        nonlocal began
+        if not forwarded:
+            began = time.monotonic()
+            child.send_signal(number)
+        elif time.monotonic() - began > AGAIN_S:
+            child.kill()  # the workers die with it
         forwarded.append(number)
-        child.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -121,23 +130,6 @@ def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM before and after the steps, which have their own way to stop: end at once, with exit code 75.
-
-    Nothing is lost by that: there is no step to finish, and products appear whole or not at all.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped("stopped by a signal", SAME_COMMAND)
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def is_held(work: Path) -> bool:
@@ -152,23 +144,29 @@ def is_held(work: Path) -> bool:
     return False
 
 
-def _first_error(work: Path, code: int, log: Path, world: int, was_signalled: bool) -> TwoDRCLError:
+def _first_error(work: Path, code: int, log: Path, world: int, signals: list[int]) -> TwoDRCLError:
     """The error of the process that failed first, as it was raised there.
 
     When a process is killed, torchrun stops the others by a signal: they report that, it reports nothing.
+
+    Args:
+        work: has the reports.
+        code: torchrun's.
+        log: what torchrun said.
+        world: number of processes.
+        signals: that this command got and passed on.
     """
     by_rank = {
         int(p.stem.removeprefix("error-")): json.loads(p.read_text()) for p in work.glob("error-*.json")
     }
     reports = list(by_rank.values())
-    if was_signalled and not reports:
-        return Stopped("stopped by a signal before the first step", SAME_COMMAND)
-    if not was_signalled:
-        killed = _KILLED.search(log.read_text()) if log.exists() else None
-        if killed:
-            died = f"process {killed[1]} of the run died of signal {killed[2]}"
-            return MachineFailed(died, f"{OUT_OF_MEMORY}; {SAME_COMMAND}")
-        reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
+    if signals:
+        return _stopped(reports, exit_code(signals))
+    killed = _KILLED.search(log.read_text()) if log.exists() else None
+    if killed:
+        died = f"process {killed[1]} of the run died of signal {killed[2]}"
+        return MachineFailed(died, f"{OUT_OF_MEMORY}; {SAME_COMMAND}")
+    reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
     if not reports:
         tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
         return TwoDRCLError(
@@ -178,8 +176,27 @@ def _first_error(work: Path, code: int, log: Path, world: int, was_signalled: bo
     silent = [str(rank) for rank in range(world) if rank not in by_rank]
     if silent and GROUP_FAILED in report["message"]:  # one that was stopped, or hangs in a driver
         report["hint"] += f"; no word from process {', '.join(silent)}"
+    return _error_of(report)
+
+
+def _error_of(report: dict[str, Any]) -> TwoDRCLError:
     error = TwoDRCLError(report["message"], report["hint"])
     error.exit_code = report["exit_code"]
+    return error
+
+
+def _stopped(reports: list[dict[str, Any]], code: int) -> TwoDRCLError:
+    """After a signal to this command: what the first process said of it, unless something else ended it.
+
+    A process that gave its step up says nothing, and leaves the others without their group.
+    """
+    reports = [r for r in reports if GROUP_FAILED not in r["message"]]
+    if reports:
+        error = _error_of(min(reports, key=lambda r: r["time"]))
+    else:
+        error = Stopped("stopped by a signal before a step was finished", "the same command continues")
+    if error.exit_code in (Stopped.exit_code, INTERRUPTED):
+        error.exit_code = code
     return error
 
 

@@ -13,7 +13,8 @@ from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
 from stages.console import listen
-from stages.launch import die_with_parent, stoppable
+from stages.interrupts import stoppable
+from stages.launch import die_with_parent
 
 
 def main(order_path: Path) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.engine import signals
+
 # As small as every stage can be: numbers mean nothing, only that they come out.
 TINY = {
     "seed": 3,
@@ -81,6 +83,12 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     os.environ.pop("TWODRCL_CACHE")
     if before is not None:
         os.environ["TWODRCL_CACHE"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patience() -> None:
+    """On a busy machine a step may take long after a signal to this process, which is all tests'."""
+    signals.GRACE_S = 300.0
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def save_forever(folder: Path) -> None:
 
 
 def exit_code(process: Any) -> int | None:
-    process.join(60)
+    process.join(300)  # a busy machine has taken more than a minute
     return process.exitcode
 
 

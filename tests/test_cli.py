@@ -1,6 +1,7 @@
 """The command line: frozen options, exit codes, one line per error, nothing half-written."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -280,6 +281,21 @@ def test_an_interrupted_command_says_so(cli, monkeypatch):
     answer = cli("doctor")
     assert (answer.code, answer.out) == (130, "")
     assert answer.err.startswith("interrupted: ") and answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_any_command_with_its_exit_code(number: int, code: int) -> None:
+    """Also from inside `exec`, where a KeyboardInterrupt makes Python end with its own."""
+    body = f"import os; os.kill(os.getpid(), {int(number)})\nfor i in range(10**9): pass"
+    script = f"""
+import sys
+import stages.cli, stages.doctor
+stages.doctor.run = lambda json: exec({body!r})
+sys.argv[1:] = ["doctor"]
+stages.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "") and done.stderr.startswith("interrupted: ")
 
 
 def test_a_product_is_not_made_over_its_own_input(cli, project):

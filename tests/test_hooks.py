@@ -18,6 +18,7 @@ from test_checkpoint import FORKS, exit_code
 from test_loop import ALONE, SCHEDULE, Poisoned, Records, StopAt, rows_of, same, source, toy_trainer
 from torch import Tensor
 
+from pipeline.engine import signals
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import Process
 from pipeline.engine.hooks import Checkpoints, DebugBundle, History, StopOnSignal
@@ -243,6 +244,41 @@ def test_a_second_signal_and_one_during_a_save_lose_nothing(
         run_toy(tmp_path, steps=6)
     assert caught.value.exit_code == 75
     monkeypatch.undo()
+    assert_resumes_to(whole, tmp_path)
+
+
+def stuck(folder: Path, step: int, grace: float) -> None:
+    """A process that trains the toy, and spends minutes in the given step."""
+    signals.GRACE_S = grace
+    batches = at_step(step, lambda: time.sleep(100))
+    try:
+        run_toy(folder, batches=batches)
+    except TwoDRCLError as problem:
+        sys.exit(problem.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("number", "again", "code"),
+    [(signal.SIGTERM, False, 75), (signal.SIGINT, True, 130), (signal.SIGTERM, True, 75)],
+)
+def test_a_step_that_takes_too_long_is_given_up(
+    number: int, again: bool, code: int, tmp_path: Path, whole: tuple[dict[str, Any], bytes]
+) -> None:
+    """After the grace, or at a second signal; and the last checkpoint stands."""
+    process = FORKS.Process(target=stuck, args=(tmp_path, 5, 100.0 if again else 0.2))
+    process.start()
+    history = tmp_path / "history.jsonl"
+    while not (history.exists() and history.read_bytes().count(b"\n") >= 5):
+        process.join(0.01)
+        assert process.exitcode is None
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # passed on twice by a launcher: no second signal
+    if again:
+        process.join(signals.AGAIN_S + 0.2)
+        assert process.exitcode is None
+        os.kill(process.pid, number)
+    assert exit_code(process) == code
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 4]
     assert_resumes_to(whole, tmp_path)
 
 

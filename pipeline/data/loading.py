@@ -1,6 +1,5 @@
 """From global batches to a DataLoader: this process's share, decoded by workers, in a fixed order."""
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from pipeline.data.handover import packed, unpacked
 from pipeline.data.views import canvas_wh
 from pipeline.engine.distributed import Process
 from pipeline.engine.schedule import Schedule
+from pipeline.engine.signals import hear_no_signal
 from pipeline.errors import TwoDRCLError
 
 TIMEOUT_S = 300  # a hung read becomes an error
@@ -93,5 +93,4 @@ class BatchSource:
 
 def leave_signals_to_the_trainer(worker: int) -> None:
     """A signal to the whole group must not kill a loader before the trainer has saved."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    hear_no_signal()

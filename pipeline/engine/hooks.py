@@ -7,14 +7,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from pipeline.artifacts import disk_errors, write_bytes, write_json
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import any_process, barrier, is_same_everywhere
 from pipeline.engine.loop import Hook, Record, Trainer
-from pipeline.errors import Diverged, InputError, MachineFailed, Stopped, first_ten
+from pipeline.engine.signals import SignalWatch, stopped_by
+from pipeline.errors import Diverged, InputError, MachineFailed, first_ten
 
 LOG = logging.getLogger(__name__)
 
@@ -85,41 +84,36 @@ class Checkpoints(Hook):
 
 
 class StopOnSignal(Hook):
-    """On SIGTERM or SIGINT finish the step, save, and raise Stopped; all processes agree on the step."""
+    """On SIGTERM or SIGINT finish the step, save, and raise Stopped; all processes agree on the step.
+
+    A step or a save that takes too long is given up, as is one that a second signal comes into: the last
+    checkpoint stands (`pipeline.engine.signals`).
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
-        self._received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self.watch = SignalWatch("the same command continues from here")
 
     def before_train(self, trainer: Trainer) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        self.watch.__enter__()
 
     def after_step(self, trainer: Trainer, record: Record) -> None:
-        if any_process(self._received is not None, trainer.process.device):
+        received = self.watch.received
+        if any_process(received is not None, trainer.process.device):
             self.checkpoints.save(trainer)
             barrier()  # no process leaves, and takes the group down, before the file is whole
-            stopped = Stopped(
+            by_hand = any_process(received == signal.SIGINT, trainer.process.device)
+            raise stopped_by(
+                signal.SIGINT if by_hand else signal.SIGTERM,
                 f"stopped by a signal after step {trainer.step} of {trainer.schedule.total}",
-                "the same command continues from here",
+                self.watch.hint,
             )
-            if any_process(self._received == signal.SIGINT, trainer.process.device):
-                stopped.exit_code = 130
-            raise stopped
 
     def after_train(self, trainer: Trainer) -> None:
-        self._restore()
+        self.watch.__exit__()
 
     def on_failure(self, trainer: Trainer, problem: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.watch.__exit__()
 
 
 class DebugBundle(Hook):
