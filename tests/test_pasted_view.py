@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data.annotations import read_annotations
@@ -12,7 +13,10 @@ from pipeline.data.copy_paste import choose, layer_of, paste
 from pipeline.data.draws import Draw, generator, key_of
 from pipeline.data.images import read_image
 from pipeline.data.jitter import draw_jittered
+from pipeline.data.loading import BatchSource
 from pipeline.data.pasted_view import PastedViewDataset
+from pipeline.engine.distributed import Process
+from pipeline.engine.schedule import Schedule
 from pipeline.errors import InputError
 
 SIDE, SCALES = 96, (0.8, 1.25)
@@ -88,6 +92,31 @@ def test_draws_do_not_depend_on_others(split):
     assert forwards == backwards[::-1] and len(set(map(str, forwards))) == 8
     assert content_of(one[draw(0, epoch=1)]) != forwards[0]
     assert content_of(dataset(split, seed=5)[draw(0)]) != forwards[0]
+
+
+class InOrder:
+    """Two steps of four images."""
+
+    def steps(self, epoch):
+        return np.arange(8).reshape(2, 4) % 6
+
+
+def batches(split, workers, rank=0, world=1, start=0):
+    data, process = dataset(split), Process(rank, world, torch.device("cpu"))
+    source = BatchSource(
+        data, InOrder(), Schedule((2,), (), 0.1), data.annotations.sizes_wh, (SIDE,), SIDE,
+        process=process, workers=workers,
+    )  # fmt: skip
+    return [[content_of(sample) for sample in step] for step in source(start)]
+
+
+def test_neither_workers_nor_processes_nor_a_resume_change_them(split):
+    whole = batches(split, 0)
+    assert [len(step) for step in whole] == [4, 4]
+    assert batches(split, 2) == whole
+    halves = [batches(split, 0, rank, 2) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert batches(split, 0, start=1) == whole[1:]
 
 
 def test_boxes_lie_in_the_square_and_hold_their_polygons_where_nothing_hides(split):

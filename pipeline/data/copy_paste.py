@@ -93,11 +93,11 @@ def paste(below: Layer, above: Layer, side: int) -> Layer:
         above: likewise; of its image only the pixels of its objects are taken.
         side: of the square.
     """
-    hidden = np.zeros((side, side), dtype=bool)
-    for mask in above.masks:
+    hidden, image = np.zeros((side, side), dtype=bool), _on_square(below.image, side)
+    for mask in above.masks:  # object by object: a whole square takes ten times as long
         hidden[mask.window] |= mask.bitmap
-    image = _on_square(below.image, side)
-    np.copyto(image, _on_square(above.image, side), where=hidden[:, :, None])  # (S, S) -> (S, S, 1)
+        seen = above.image[mask.window]
+        np.copyto(image[mask.window], seen, where=mask.bitmap[:, :, None])  # (h, w) -> (h, w, 1)
     left = _what_is_left(below, hidden, [polygon for shape in above.polygons for polygon in shape], side)
     return Layer(
         image,
