@@ -11,9 +11,7 @@ compared.
 
 Time is the median of the rounds.  Memory is the peak above what is live before the step (on a GPU that of
 torch's allocator; on the CPU that of the allocations in a profiler's trace, and freed memory is kept for the
-next step, as on a GPU: clearing fresh pages would take longer than most losses).  `binary floor` is what no
-loss with a sigmoid per column can go below: the sum of softplus(s), sigmoid(s), and one product for backward;
-`x floor` is a loss's time over it.
+next step, as on a GPU: clearing fresh pages would take longer than most losses).
 """
 
 import argparse
@@ -34,24 +32,24 @@ from torch import Tensor
 
 from pipeline.finetune.method import ClassCounts, Method
 from pipeline.finetune.methods import METHODS
-from pipeline.finetune.row_losses import attach_gradients
 
 ROIS, CLASSES, LIMIT = 8 * 512, 1203, 1.5
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
 DRAWS = ("droploss", "bags", "acsl")
-BINARY = "a logarithm per column, which softmax has not (see the floor)"
+BINARY = "log(1 + e^s) in every column, where softmax takes one logarithm per row"
+OWN = f"{BINARY}, and not of four columns together, because each has its weight"
 FORCED = {
     "bce": BINARY,
-    "eql": BINARY,
-    "eqlv2": f"{BINARY}; the sums of the gradients over all RoIs",
+    "eql": f"{BINARY}; which columns a row leaves out",
+    "eqlv2": f"{OWN}; the sums of the gradients over all RoIs",
     "droploss": f"{BINARY}; a random number per RoI and class",
-    "ecm": f"{BINARY}; the shift of every logit",
-    "acsl": f"{BINARY}; a mask over RoIs and columns",
+    "ecm": f"{OWN}; the shift of every logit",
+    "acsl": f"{BINARY}; the comparison of every logit with a bound",
     "seesaw": "two softmaxes over the objects: one for the factors, one with them",
-    "bags": "the groups are copied out of the logits, or back into their gradient",
+    "bags": "the groups are copied out of the logits, and back into their gradient",
     "loce": "the shift of every logit",
-    "pcb": "a softmax over the classes beside that over the columns, and a C x C matrix per step",
-    "bacl": f"{BINARY}; a softmax over the classes, and a C x C matrix per step",
+    "pcb": "a softmax over the classes beside that over the columns; targets from a C x C matrix of every step",
+    "bacl": f"{BINARY}; a softmax over the classes, and the logarithms of a C x C matrix in every step",
     "rog": f"{BINARY}; where each of N x C logits lies among the objects' own",
 }
 LOOPS = "rog"  # official loops of a minute, timed once and not traced
@@ -64,8 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if args.gpu else "cpu")
     labels, counts = _labels(device), _counts()
-    plain = _logits(CLASSES + 1, device)
-    cases: dict[str, Case] = {"cross-entropy": (F.cross_entropy, plain), "binary floor": (_floor, plain)}
+    cases: dict[str, Case] = {"cross-entropy": (F.cross_entropy, _logits(CLASSES + 1, device))}
     naive: dict[str, Case] = {}
     for name in args.methods:
         cases[name] = _ours(METHODS[name], counts, device)
@@ -106,14 +103,12 @@ def _print(
 ) -> None:
     time_base, memory_base = ms["cross-entropy"], peaks["cross-entropy"]
     print(f"{ROIS} RoIs, {CLASSES} classes, {device.type}; x CE: times plain cross-entropy's")
-    head = f"{'':15s}{'ms':>8s}{'x CE':>7s}{'x floor':>9s}{'naive':>8s}{'faster':>8s}"
+    head = f"{'':15s}{'ms':>8s}{'x CE':>7s}{'naive':>8s}{'faster':>8s}"
     print(f"{head}{'MiB':>7s}{'x CE':>6s}{'naive':>7s}  values differ by")
     for name in (n for n in ms if not n.startswith("naive ")):
         slow, large = ms.get(f"naive {name}"), peaks.get(f"naive {name}")
         naive = "" if slow is None else f"{slow:8.0f}{slow / ms[name]:7.1f}x"
-        is_binary = FORCED.get(name, "").startswith(BINARY)
-        floor = f"{ms[name] / ms['binary floor']:9.2f}" if is_binary else ""
-        time_text = f"{ms[name]:8.1f}{ms[name] / time_base:7.2f}{floor:9s}{naive:16s}"
+        time_text = f"{ms[name]:8.1f}{ms[name] / time_base:7.2f}{naive:16s}"
         memory = "" if large is None else f"{large:7.0f}"
         memory = f"{peaks[name]:7.0f}{peaks[name] / memory_base:6.2f}{memory:7s}"
         print(f"{name:15s}{time_text}{memory}  {_agreement(name, values)}")
@@ -187,12 +182,6 @@ def _ours(method: Method, counts: ClassCounts, device: torch.device) -> Case:
         return torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
 
     return value, _logits(loss.get_cls_channels(CLASSES), device)
-
-
-def _floor(logits: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        losses, gradients = F.softplus(logits).sum(dim=1), logits.sigmoid()
-    return attach_gradients(logits, losses, gradients).sum()
 
 
 def _counts() -> ClassCounts:

@@ -65,8 +65,7 @@ def test_rows_of_objects_alone_give_the_numbers_of_all_rows(monkeypatch, module,
     found = []
     for on_all_rows in (False, True):
         if on_all_rows:
-            if hasattr(module, "rows_with_objects"):
-                monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
+            monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
             monkeypatch.setattr(pcb, "rows_with_objects", lambda labels, num_classes: None)
         loss = make()
         for seed in range(3):

@@ -11,12 +11,19 @@ N = RoIs, C = foreground classes; label and column C = background.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.head_contract import (
+    BoxHeadLoss,
+    CountSource,
+    reduce_rois,
+    rows_with_objects,
+    sum_over_processes,
+)
 from pipeline.finetune.pcb import sum_class_softmax
-from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows, binary_losses
+from pipeline.finetune.row_losses import LEFT_OUT, binary_losses
 
 CONFUSION_FLOOR = 1e-3  # Q below it counts as it; the official constant
 
@@ -28,9 +35,8 @@ def confusion_matrix(cm_numerator: Tensor, num_gt: Tensor) -> Tensor:
 
 def confusion_margins(confusion: Tensor, alpha: float) -> Tensor:
     """alpha ln(Q_yj / Q_jy), and 0 for background: (C, C) -> (C + 1, C + 1), row: label, column: logit."""
-    log_confusion = confusion.clamp(min=CONFUSION_FLOOR).log_()
-    margins = (log_confusion - log_confusion.T).mul_(alpha)
-    return torch.nn.functional.pad(margins, (0, 1, 0, 1))  # (C, C) -> (C + 1, C + 1)
+    log_confusion = F.pad(confusion.clamp(min=CONFUSION_FLOOR).log_().mul_(alpha), (0, 1, 0, 1))
+    return log_confusion - log_confusion.T.contiguous()  # (C + 1, C + 1)
 
 
 @torch.no_grad()
@@ -125,26 +131,26 @@ class FCBLLoss(BoxHeadLoss):
     ) -> Tensor:
         """The loss of (N, C + 1) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
-        losses = binary_losses(logits, labels, shifted=self._shifted(logits, labels))
+        losses = binary_losses(logits, labels, shifted=self._shifted(logits, labels).__getitem__)
         if self.training:
             self._count(logits, labels, label_weights)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     @torch.no_grad()
-    def _shifted(self, logits: Tensor, labels: Tensor) -> MatrixOfRows:
-        """The logits of a block with their margins, and out of reach where left out, as the state is now."""
+    def _shifted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The logits with the margins of the matrix as it is now, and out of reach where left out."""
         confusion = confusion_matrix(self.cm_numerator, self.num_gt)
         margins = confusion_margins(confusion, self.alpha).to(logits.dtype)
         # Rows of background keep all columns.  The state decides on the device: asking it for a bool would
         # wait for the GPU.
         choosing = labels.where(self.is_reweighting, self.num_classes)
-
-        def shifted(rows: slice) -> Tensor:
-            left_out = 1 - kept_columns(logits[rows], choosing[rows], self.prob_thr)
-            with_margins = margins.index_select(0, labels[rows]).add_(logits[rows])  # -> (n, C + 1)
-            return with_margins.add_(left_out, alpha=LEFT_OUT)
-
-        return shifted
+        rows = rows_with_objects(labels, self.num_classes)
+        if rows is None:
+            kept = kept_columns(logits, choosing, self.prob_thr)
+            return margins.index_select(0, labels).add_(1 - kept, alpha=LEFT_OUT).add_(logits)
+        kept = kept_columns(logits.index_select(0, rows), choosing[rows], self.prob_thr)
+        added = margins.index_select(0, labels[rows]).add_(1 - kept, alpha=LEFT_OUT)  # (objects, C + 1)
+        return logits.index_add(0, rows, added)  # added, so that a NaN stays one
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> None:

@@ -65,7 +65,7 @@ class DropLoss(EQLLoss):
     Args:
         num_classes, image_counts, instance_counts, num_images, loss_weight, freq: see EQLLoss.
         lambda_: as in EQLLoss; the official value is for LVIS v0.5 and covers 876 classes of v1.
-        seed: of the draws, see StepDraws, whose step is the only state.
+        seed: of the draws, see StepDraws, whose step is the only state; they resolve rho to 2^-16.
         synchronize: take rho from the objects of all processes.  The official code takes each process's own,
             so that it depends on the number of GPUs; False does the same.  True makes `forward` a collective:
             every process calls it once a step.

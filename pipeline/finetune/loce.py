@@ -13,11 +13,11 @@ N = RoIs, C = foreground classes; label and column C = background.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.row_losses import softmax_losses
 
 INITIAL_SCORE = 0.01  # of every class before it is seen, and of the background for ever
 UNGROUPED = -1  # group of a RoI that speaks for no object
@@ -34,7 +34,7 @@ def equilibrium_losses(logits: Tensor, labels: Tensor, mean_score: Tensor) -> Te
         (N,) losses, in the dtype of `logits`.
     """
     margin = mean_score.detach().to(logits.dtype).clamp(min=torch.finfo(logits.dtype).tiny).log()
-    return F.cross_entropy(logits + margin, labels, reduction="none")
+    return softmax_losses(logits, labels, lambda rows: logits[rows] + margin)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from pipeline.finetune.head_contract import (
     rows_with_objects,
     sum_over_processes,
 )
-from pipeline.finetune.row_losses import attach_gradients
+from pipeline.finetune.row_losses import attach_gradients, in_blocks
 
 
 @torch.no_grad()
@@ -99,11 +99,17 @@ def soft_target_losses(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple
     Returns:
         (N,) losses and (N, K): probability times the target's sum, minus the target.
     """
-    wanted = targets.index_select(0, labels)  # (labels, K) -> (N, K)
-    log_probs = logits.log_softmax(dim=1)
-    losses = -torch.linalg.vecdot(wanted, log_probs)  # (N, K), (N, K) -> (N)
-    sums = targets.sum(dim=1).index_select(0, labels)[:, None]  # (labels) -> (N) -> (N, 1)
-    return losses, log_probs.exp_().mul_(sums).sub_(wanted)
+    sums = targets.sum(dim=1).index_select(0, labels)  # (labels, K) -> (labels) -> (N)
+
+    def of_rows(rows: slice, out: Tensor) -> Tensor:
+        wanted = targets.index_select(0, labels[rows])  # (labels, K) -> (n, K)
+        gaps = logits[rows].amax(dim=1, keepdim=True) - logits[rows]
+        # -log p = gap - log of the largest p, which is at least 1 / K
+        of_largest = -torch.softmax(logits[rows], dim=1, out=out).amax(dim=1).log()
+        out.mul_(sums[rows, None]).sub_(wanted)
+        return gaps.mul_(wanted).sum(dim=1) + sums[rows] * of_largest
+
+    return in_blocks(logits, of_rows)
 
 
 class PCBLoss(BoxHeadLoss):

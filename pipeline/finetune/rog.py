@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pipeline.errors import UsageError
 from pipeline.finetune.bce import BCELoss
 from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.row_losses import attach_gradients
 from pipeline.finetune.seesaw import SeesawLoss, count_labels
 from pipeline.finetune.soft_counts import SoftCounts
 
@@ -89,21 +89,6 @@ def ranking_class_weights(num_samples: Tensor, gamma: float) -> Tensor:
     """(1 / n)^gamma, scaled to a mean of 1: (C,) RoIs seen so far, below 1 counting as 1 -> (C,) float64."""
     weights = num_samples.double().clamp(min=1) ** -gamma
     return weights / weights.mean()
-
-
-class _GivenGradient(torch.autograd.Function):
-    """Numbers that come with their gradient: row i of `gradient` belongs to row i of the logits."""
-
-    @staticmethod
-    def forward(ctx: Any, class_logits: Tensor, errors: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return errors.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream[0][:, None] * gradient, None, None
 
 
 class GAPLoss(BoxHeadLoss):
@@ -189,9 +174,8 @@ class GAPLoss(BoxHeadLoss):
         if not len(labels):
             return class_logits.sum(dim=1)  # (0, C) -> (0)
         weights = self.lam * ranking_class_weights(self.num_samples[:-1], self.gamma)
-        return _GivenGradient.apply(
-            class_logits, *rank_errors(class_logits, labels, weights, self.delta, excluded)
-        )
+        found = rank_errors(class_logits, labels, weights, self.delta, excluded)
+        return attach_gradients(class_logits, *found)
 
     @torch.no_grad()
     def _count(self, labels: Tensor, excluded: Tensor | None) -> None:

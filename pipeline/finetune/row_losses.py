@@ -16,7 +16,7 @@ one block, and never waits for the host.  A graph may be walked twice, but has n
 N = RoIs, n = those of a block, K = columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,21 +62,30 @@ def in_blocks(logits: Tensor, of_rows: OfRows) -> tuple[Tensor, Tensor]:
 
 def attach_gradients(logits: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
     """(N,) `losses` whose derivative by the (N, K) logits is known: the (N, K) `gradients`."""
-    attached: Tensor = _Attach.apply(logits, losses, gradients)
+    return attach_parts(logits, [losses], [gradients])[0]
+
+
+def attach_parts(logits: Tensor, losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Several losses of a RoI, each of some columns: (N,) each; side by side the derivatives are (N, K)."""
+    attached: tuple[Tensor, ...] = _Attach.apply(logits, len(losses), *losses, *gradients)
     return attached
 
 
 class _Attach(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(gradients)
-        return losses.view_as(losses)
+    def forward(ctx: Any, logits: Tensor, num_parts: int, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*values[num_parts:])
+        return tuple(losses.view_as(losses) for losses in values[:num_parts])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return gradients * outer[:, None], None, None  # (N) -> (N, 1)
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: tuple[Tensor, ...] = ctx.saved_tensors
+        widths = [part.shape[1] for part in gradients]
+        whole = gradients[0].new_empty(len(outer[0]), sum(widths))
+        for of_part, part, factor in zip(whole.split(widths, dim=1), gradients, outer, strict=True):
+            torch.mul(part, factor[:, None], out=of_part)  # (N) -> (N, 1)
+        return whole, None, *[None] * (2 * len(gradients))
 
 
 def binary_losses(
@@ -92,7 +101,7 @@ def binary_losses(
         logits: (N, K); labels: (N,) int64 from 0 on; a label that has no column is background: all negative.
         negative_weights, positive_weights: (K,) factors of a column where the answer is no, and where it is
             yes, or None for ones; without a gradient.
-        shifted: gives what the logits of a block of rows become where the answer is no, a new (n, K); the
+        shifted: gives what the logits of a block of rows become where the answer is no, (n, K); the
             derivative is by its values.  What LEFT_OUT is added to counts no more.  None: they stay.
 
     Returns:

@@ -12,7 +12,6 @@ N = RoIs, C = foreground classes; label C = background.  Columns 0..C-1: classes
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
@@ -23,6 +22,7 @@ from pipeline.finetune.head_contract import (
     rows_with_objects,
     sum_over_processes,
 )
+from pipeline.finetune.row_losses import attach_parts, softmax_losses_and_gradients
 
 
 @torch.no_grad()
@@ -41,10 +41,11 @@ def seesaw_shift(
         (N, C).
     """
     log_samples = num_samples.to(class_logits.dtype).clamp(min=1).log()
-    log_ratio = log_samples - log_samples[labels][:, None]  # (C) - (N, 1) -> (N, C)
-    log_probs = F.log_softmax(class_logits, dim=1)
+    mitigation = (log_samples - log_samples[labels][:, None]).clamp_(max=0).mul_(p)  # (C) - (N, 1) -> (N, C)
+    log_probs = class_logits.log_softmax(dim=1)
     log_own = log_probs.gather(1, labels[:, None]).clamp(min=math.log(eps))  # (N, C) -> (N, 1)
-    return p * log_ratio.clamp(max=0) + q * (log_probs - log_own).clamp(min=0)
+    compensation = log_probs.sub_(log_own).clamp_(min=0).mul_(q)
+    return mitigation.add_(compensation)
 
 
 def count_labels(labels: Tensor, num_labels: int) -> Tensor:
@@ -123,30 +124,40 @@ class SeesawLoss(BoxHeadLoss):
         if self.training:
             self._count(labels)
         logits = self.logits(cls_score)
-        is_background = labels == self.num_classes
-        losses = {
-            "loss_cls_classes": self._class_losses(logits[:, :-2], labels),
-            "loss_cls_objectness": F.cross_entropy(logits[:, -2:], is_background.long(), reduction="none"),
-        }
+        is_background = (labels == self.num_classes).long()
+        found = [
+            self._class_losses_and_gradients(logits.detach()[:, :-2], labels),
+            softmax_losses_and_gradients(logits.detach()[:, -2:], is_background),
+        ]
+        losses = attach_parts(logits, *zip(*found, strict=True))
         return {
             name: self.loss_weight * reduce_rois(values, label_weights, avg_factor, reduction_override)
-            for name, values in losses.items()
+            for name, values in zip(("loss_cls_classes", "loss_cls_objectness"), losses, strict=True)
         }
 
-    def _class_losses(self, class_logits: Tensor, labels: Tensor) -> Tensor:
-        """(N, C), (N,) -> (N,), 0 for background."""
+    @torch.no_grad()
+    def _class_losses_and_gradients(self, class_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C), (N,) -> (N,) and (N, C), 0 for background."""
         rows = rows_with_objects(labels, self.num_classes)
         if rows is None:  # background borrows class 0, times 0
             is_object = labels < self.num_classes
-            return self._shifted_losses(class_logits, labels.where(is_object, 0)) * is_object
-        losses = self._shifted_losses(class_logits.index_select(0, rows), labels[rows])
+            losses, gradients = self._shifted(class_logits, labels.where(is_object, 0))
+            return losses.mul_(is_object), gradients.mul_(is_object[:, None])
+        losses, gradients = self._shifted(class_logits.index_select(0, rows), labels[rows])
         # zero, unless a logit of background is no number, which shall show there too
-        whole = 0 * class_logits.detach().sum(dim=1)
-        return whole.index_add(0, rows, losses)  # (objects) -> (N)
+        whole = 0 * class_logits.sum(dim=1)
+        nothing = torch.zeros_like(class_logits)
+        return whole.index_add_(0, rows, losses), nothing.index_copy_(0, rows, gradients)
 
-    def _shifted_losses(self, class_logits: Tensor, targets: Tensor) -> Tensor:
-        shift = seesaw_shift(class_logits, targets, self.cum_samples[:-1], self.p, self.q, self.eps)
-        return F.cross_entropy(class_logits + shift, targets, reduction="none")
+    def _shifted(self, class_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of objects alone."""
+
+        def shifted(rows: slice) -> Tensor:
+            of_rows = class_logits[rows], targets[rows]
+            shift = seesaw_shift(*of_rows, self.cum_samples[:-1], self.p, self.q, self.eps)
+            return shift.add_(of_rows[0])
+
+        return softmax_losses_and_gradients(class_logits, targets, shifted)
 
     @torch.no_grad()
     def _count(self, labels: Tensor) -> None:
