@@ -48,7 +48,7 @@ FORCED = {
     "seesaw": "two softmaxes over the objects: one for the factors, one with them",
     "bags": "the groups are copied out of the logits, and back into their gradient",
     "loce": "the shift of every logit",
-    "pcb": "a softmax over the classes beside that over the columns; targets from a C x C matrix of every step",
+    "pcb": "a softmax over the classes beside that over the columns; targets from a C x C matrix per step",
     "bacl": f"{BINARY}; a softmax over the classes, and the logarithms of a C x C matrix in every step",
     "rog": f"{BINARY}; where each of N x C logits lies among the objects' own",
 }
