@@ -35,6 +35,10 @@ def file_of(
         ("rfs", "ce", 5, None),
         ("ecm", "ecm", 5, None),
         ("ce", "ecm", 5, "ce classifies in another way than ecm"),  # of equal width, but cosines
+        ("ce", "acsl", 5, "ce classifies in another way than acsl"),  # sigmoids
+        ("ce", "loce", 5, "ce classifies in another way than loce"),
+        ("ce", "pcb", 5, "ce classifies in another way than pcb"),
+        ("acsl", "bce", 5, "acsl classifies in another way than bce"),
         ("ce", "seesaw", 6, "ce classifies in another way than seesaw"),
         ("ecm", None, 5, "ecm classifies in another way than pre-training"),
         ("ce", None, 9, "the file's has 9 columns, and 5 are trained"),

@@ -134,6 +134,16 @@ def test_boxes_lie_in_the_square_and_hold_their_polygons_where_nothing_hides(spl
                 assert (box[:2] >= around[:2] - 1).all() and (box[2:] <= around[2:] + 1).all()
 
 
+def test_a_split_without_objects_has_views_without_them(split, tmp_path):
+    content = json.loads((split / "split.json").read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(content))
+    data = PastedViewDataset(
+        read_annotations(tmp_path / "empty.json"), split, SIDE, SCALES, 9, flip=0, seed=1
+    )
+    target = data[draw(0)].target
+    assert target.boxes.shape == (0, 4) and target.labels.shape == (0,) and target.labels.dtype == np.int64
+
+
 def test_without_polygons_none_are_carried_and_boxes_are_the_same(split):
     with_them, without = dataset(split)[draw(2)], dataset(split, with_polygons=False)[draw(2)]
     assert without.target.polygons is None and without.target.hidden is None

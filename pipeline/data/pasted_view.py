@@ -63,8 +63,9 @@ class PastedViewDataset(Dataset[ViewSample]):
 
     @cached_property
     def _sources(self) -> np.ndarray:
-        """Positions of the images that have something to copy."""
-        return np.unique(self.annotations.box_images[self.annotations.trainable])
+        """Positions of the images that have something to copy; all of them where none has."""
+        found = np.unique(self.annotations.box_images[self.annotations.trainable])
+        return found if len(found) else np.arange(len(self))
 
     def _pasted(self, random: np.random.Generator) -> Layer:
         """Some objects of an image drawn among all that have objects."""

@@ -393,7 +393,8 @@ _ENTRIES = (
         },
         reference=(
             "Qi et al., Balanced Classification, TMM 2024; "
-            "Tianhao-Qi/BACL configs/bacl/bacl_classifier_mask_rcnn_r50_fpn_mstrain_1x_lvis_v1.py"
+            "Tianhao-Qi/BACL configs/bacl/bacl_representation_mask_rcnn_r50_fpn_1x_lvis_v1.py, "
+            "bacl_classifier_mask_rcnn_r50_fpn_mstrain_1x_lvis_v1.py"
         ),
         mask_predictor=NORMED_CONV,
         fc_cls_bias_prior=0.001,
