@@ -162,6 +162,10 @@ def test_boxes_of_objects_that_the_view_cuts_are_those_of_what_is_left(tmp_path)
     assert found.boxes[0].tolist() == pytest.approx([0, 20, 20, 40], abs=1)
     assert found.boxes[1].tolist() == [30, 10.25, 40, 20]  # as annotated, not as its pixels
     assert found.polygons[0][0].tolist() == [-20, 10, 20, 30, -20, 50]
+    content["annotations"][0]["segmentation"] = [[70, 50, 79, 50, 79, 59]]  # not where its box is
+    path.write_text(json.dumps(content))
+    wrong = layer_of(read_annotations(path), 0, geometry, pixels_of_image)
+    assert wrong.boxes[0].tolist() == [0, 10, 20, 50] and not wrong.masks[0].area
     beside = layer_of(read_annotations(path), 0, Geometry((41, 0, 80, 60), (39, 60), False), pixels_of_image)
     assert beside.boxes.tolist() == [[9, 10.25, 19, 20]]
 

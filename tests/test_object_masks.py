@@ -1,6 +1,8 @@
 """Masks in a view against points and single pixels: polygons, run lengths, neither."""
 
 import json
+import resource
+import time
 
 import numpy as np
 import pytest
@@ -142,6 +144,15 @@ def test_without_a_mask_an_object_is_its_box(tmp_path, segmentation):
     whole, found = seen(tmp_path, segmentation, (10.4, 5, 20.6, 7), VIEWS[0])
     assert found.corner == (10, 5) and found.area == 22
     assert whole[5:7, 10:21].all() and whole.sum() == 22
+
+
+def test_a_corner_millions_of_pixels_away_takes_neither_time_nor_memory(tmp_path):
+    far = [5, 5, 16_000_000, 5, 16_000_000, 25, 5, 25]
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whole, _ = seen(tmp_path, [far], (5, 5, 50, 25), VIEWS[0])
+    assert whole[6:24, 6:50].all() and not whole[:4].any() and not whole[26:].any()
+    assert time.process_time() - begin < 1  # 3 s and 1.2 GB without a limit
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
 def test_random_runs_are_pycocotools():

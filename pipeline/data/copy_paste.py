@@ -71,8 +71,9 @@ def layer_of(annotations: Annotations, image: int, geometry: Geometry, pixels: n
     ]
     whole = visible > 1 - 1e-6
     boxes = boxes.copy()
-    for i in np.flatnonzero(~whole):
-        boxes[i] = masks[i].bounds()
+    for i in np.flatnonzero(~whole).tolist():
+        if masks[i].area:  # else thinner than a pixel, or beside its box: what is in view of the box stays
+            boxes[i] = masks[i].bounds()
     kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1))
     hidden: list[list[np.ndarray]] = [[] for _ in polygons]
     layer = Layer(geometry.apply(pixels), boxes, annotations.labels[rows], masks, polygons, hidden)

@@ -16,6 +16,7 @@ from pipeline.data.annotations import Annotations
 from pipeline.data.views import Geometry
 
 LONGEST_RUN_BITS = 35
+FAR = 20_000  # pixels: an edge takes memory by its length, and some files have corners millions away
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def mask_in_view(
 
 def _filled(polygons: list[np.ndarray], corner: tuple[int, int], size_wh: tuple[int, int]) -> np.ndarray:
     """(h, w) bool: what lies in any of the polygons, in a window of the view."""
-    shifted = [(xy.reshape(-1, 2) - corner).reshape(-1).tolist() for xy in polygons]  # (2 n,) -> (2 n,)
+    shifted = [(xy.reshape(-1, 2) - corner).clip(-FAR, FAR).reshape(-1).tolist() for xy in polygons]
     runs = coco_mask.frPyObjects(shifted, size_wh[1], size_wh[0])
     return np.asarray(coco_mask.decode(coco_mask.merge(runs)), dtype=bool)
 
