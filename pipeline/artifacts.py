@@ -177,11 +177,12 @@ def manifest(stage: str, settings: Any, inputs: Mapping[str, str], seed: int, **
     content["fingerprint"] = fingerprint(
         {"stage": stage, "settings": settings, "inputs": dict(inputs), "seed": seed}
     )
-    content["versions"] = {"2drcl": pipeline.__version__, **_versions()}
+    content["versions"] = {"2drcl": pipeline.__version__, **library_versions()}
     return content
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """What is installed of the libraries that a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

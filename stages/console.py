@@ -52,6 +52,7 @@ def listen() -> None:
     library = logging.getLogger("pipeline")
     library.setLevel(logging.INFO)
     library.handlers[:] = [_Talk()]
+    library.propagate = False  # lvis-api gives the root logger a handler, which would say all of it again
 
 
 def data(content: Any, as_json: bool, lines: Iterable[str]) -> None:

@@ -3,18 +3,20 @@
 import atexit
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.artifacts import disk_errors, write_json
 from pipeline.engine.distributed import leave
@@ -23,6 +25,7 @@ from pipeline.engine.signals import AGAIN_S
 from pipeline.errors import MachineFailed, Stopped, TwoDRCLError, UsageError
 from pipeline.settings import to_plain
 from stages import jobs
+from stages.console import warn
 from stages.interrupts import INTERRUPTED, SAME_COMMAND, exit_code, stoppable
 from stages.machine import Machine, in_group, is_first
 
@@ -200,6 +203,25 @@ def _stopped(reports: list[dict[str, Any]], code: int) -> TwoDRCLError:
     return error
 
 
+def _hold(file: TextIO, work: Path) -> None:
+    """Lock the folder's file, and leave word of who has it.
+
+    The lock is the kernel's: it ends with the process, also on another machine of a network file system.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = (work / LOCK).read_text()
+        raise UsageError(f"another run is at work in {work}: {holder}", "wait for it, or stop it") from None
+    except OSError as problem:
+        if problem.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        warn(f"the file system of {work} knows no locks: see to it that no second run works there")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+
+
 @contextlib.contextmanager
 def exclusive(work: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the scratch folder; a second run on it is refused, a dead one's hold is gone with it.
@@ -221,10 +243,7 @@ def exclusive(work: Path, *, fresh: bool) -> Iterator[None]:
     os.register_at_fork(after_in_child=file.close)
     with file:
         if is_first():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another run is at work in {work}", "wait for it, or stop it") from None
+            _hold(file, work)
             if fresh:
                 _empty(work)
         with stoppable():

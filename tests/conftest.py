@@ -1,5 +1,6 @@
 """What several test modules share: the command line in this process, and a tiny project to run it in."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
             code: object = 0
         except SystemExit as ended:
             code = ended.code or 0
+        logging.getLogger("pipeline").propagate = True  # `caplog` of later tests listens there
         out, err = capfd.readouterr()
         assert isinstance(code, int)
         return Answer(code, out, err)

@@ -1,5 +1,7 @@
 """The hold on a scratch folder, and stopping outside the steps."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -37,7 +39,7 @@ def test_a_killed_run_holds_nothing_even_while_its_loader_lives(tmp_path: Path) 
         hold_and_fork(tmp_path)
     loader = wait_for(tmp_path / "loader")
     with (
-        pytest.raises(UsageError, match=f"another run is at work in {tmp_path}"),
+        pytest.raises(UsageError, match=f"another run is at work in {tmp_path}: process {run} on "),
         exclusive(tmp_path, fresh=True),
     ):
         pass
@@ -48,6 +50,23 @@ def test_a_killed_run_holds_nothing_even_while_its_loader_lives(tmp_path: Path) 
     with exclusive(tmp_path, fresh=True):
         assert [p.name for p in tmp_path.iterdir()] == ["lock"]
     os.kill(loader, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_warned_of(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This machine has no such disk; other failures of it pass as they are."""
+
+    def refuse(file: object, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("stages.launch.fcntl.flock", refuse)
+    with contextlib.ExitStack() as stack:
+        if code == errno.EIO:
+            stack.enter_context(pytest.raises(OSError))
+        stack.enter_context(exclusive(tmp_path, fresh=False))
+    assert ("knows no locks" in capsys.readouterr().err) == (code == errno.ENOLCK)
 
 
 def test_a_loader_does_not_give_the_hold_away(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The training loop on a toy that has every kind of state a run has, against the same training by hand."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -377,6 +378,33 @@ def test_each_part_of_the_state_is_required(tmp_path: Path) -> None:
             trainer.restore(without(state, path))
         assert caught.value.hint == "start with --fresh" and caught.value.exit_code == 3, path
     toy_trainer().restore(state)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    state = state_after(4, tmp_path / "state.pth")
+    with pytest.raises(InputError, match=r"it lacks /optimizer/state/0/momentum_buffer$"):
+        toy_trainer().restore(without(state, ["optimizer", "state", 0, "momentum_buffer"]))
+    renamed = without(state, ["model", "ring"])
+    renamed["model"]["buffer"] = state["model"]["ring"]
+    with pytest.raises(InputError, match=r"it lacks /model/ring, and has /model/buffer$"):
+        toy_trainer().restore(renamed)
+
+
+def test_other_versions_are_told_of_and_another_layout_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = state_after(4, tmp_path / "state.pth")
+    assert {"2drcl", "code", "torch"} <= state["versions"].keys()
+    with caplog.at_level(logging.WARNING):
+        toy_trainer().restore(state)
+        assert not caplog.records
+        toy_trainer().restore({**state, "versions": {**state["versions"], "torch": "2.6.0"}})
+    assert f"torch 2.6.0 (here {state['versions']['torch']})" in caplog.records[0].message
+    assert "2drcl" not in caplog.records[0].message and "may end differently" in caplog.records[0].message
+    older = toy_trainer(model=WithoutRing())
+    del older.model.ring  # as if that version had not known it
+    with pytest.raises(InputError, match=r"(?s)does not fit: .*ring"):
+        toy_trainer().restore(older.state())
 
 
 def test_unknown_parts_and_other_shapes_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ in the run is one number, `step`: what is drawn at a step is a function of the s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.engine.contents import described, refuse_incomplete, remark_on_versions
 from pipeline.engine.distributed import Process, gather_rows, sum_over_processes
 from pipeline.engine.failures import ending_loaders, explained, sizes_of, smaller_parts
 from pipeline.engine.schedule import Schedule
@@ -220,7 +221,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return {**state, "contents": list(_paths(state))}
+        return described(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`.
@@ -228,22 +229,11 @@ class Trainer:
         Raises:
             InputError: a key is missing or unknown: continuing would silently be another run.
         """
-        contents = list(_paths({name: part for name, part in state.items() if name != "contents"}))
-        if state.keys() != self.state().keys() or contents != state["contents"]:
-            raise InputError("the checkpoint lacks parts of a run, or has others", "start with --fresh")
+        refuse_incomplete(state, ("step", "model", "optimizer"))
+        remark_on_versions(state)
         try:
             self.model.load_state_dict(state["model"], strict=True)
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as problem:
             raise InputError(f"the checkpoint does not fit: {problem}", "start with --fresh") from None
         self.step = int(state["step"])
-
-
-def _paths(content: Any, path: str = "") -> Iterator[str]:
-    """The path of every part of nested dicts and lists.  An optimizer would load without its momentum."""
-    yield path
-    if isinstance(content, list | tuple):
-        content = dict(enumerate(content))
-    if isinstance(content, Mapping):
-        for name, part in content.items():
-            yield from _paths(part, f"{path}/{name}")

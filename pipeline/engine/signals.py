@@ -20,7 +20,7 @@ from pipeline.errors import Stopped
 LOG = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INTERRUPTED = 130  # the exit code of SIGINT
-GRACE_S = 20.0  # torchrun, SLURM and Kubernetes kill after 30
+GRACE_S = 18.0  # two seconds less than promised; torchrun, SLURM and Kubernetes kill after 30
 AGAIN_S = 0.5  # launchers pass one signal on twice; nobody asks again as soon as that
 _OVER = 0  # no signal has this number
 
