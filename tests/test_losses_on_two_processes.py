@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from syncs import Syncs
 from torch import nn
 
+from pipeline.finetune import bacl, pcb, seesaw
 from pipeline.finetune.loce import EquilibriumLoss
 from pipeline.finetune.method import ClassCounts
 from pipeline.finetune.methods import METHODS
@@ -177,6 +179,19 @@ def test_only_background_has_a_finite_loss_that_trains(name):
     value = toy(3, share(3, None))
     value.backward()
     assert value.isfinite() and toy.classifier.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_host_never_waits_for_a_gpu(name, monkeypatch):
+    for module in (bacl, pcb, seesaw):  # on a CPU they do, for the rows of objects
+        monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
+    toy = Toy(name)
+    loss, logits = toy.loss, toy.classifier(features(0, share(0, None))).detach().requires_grad_()
+    labels, weights = torch.tensor(STEPS[0][0] + STEPS[0][1]), torch.ones(8)
+    with Syncs() as syncs:
+        found = loss(logits, labels, weights, avg_factor=8.0)
+        (sum(found.values()) if isinstance(found, dict) else found).backward()
+    assert syncs.found == []
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, -1), (2, 1), (2, -1), (1, 3)])

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
+from pipeline.finetune import soft_counts
 from pipeline.finetune.soft_counts import SoftCounts, intervals
+
+
+@pytest.fixture(autouse=True)
+def as_of_many_values(monkeypatch):
+    """Grid and blocks as they are for millions of values."""
+    monkeypatch.setattr(soft_counts, "CELLS", 256)
+    monkeypatch.setattr(soft_counts, "BLOCK", 111)
 
 
 def soft_step(difference, delta):

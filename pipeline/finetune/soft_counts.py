@@ -7,10 +7,13 @@ thresholds at once.
 M = values, T = thresholds, 2T + 1 intervals: below, between and above the edges.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 CELLS = 1 << 18
+BLOCK = 1 << 18  # values that a CPU takes at a time: what it makes of them stays in its cache
 
 
 def intervals(values: Tensor, edges: Tensor) -> Tensor:
@@ -26,10 +29,15 @@ def intervals(values: Tensor, edges: Tensor) -> Tensor:
     Returns:
         (M,) int32 in 0..E.
     """
-    if values.is_cuda:  # fast there, and the grid would make the host wait
+    if values.is_cuda or len(values) < CELLS:  # fast on a GPU, where the grid would make the host wait
         return torch.searchsorted(edges, values, right=True, out_int32=True)
     num_in_cell = torch.bincount(_cells(edges, edges), minlength=CELLS + 2)
     up_to = num_in_cell.cumsum(dim=0).masked_fill_(num_in_cell > 0, -1).int()
+    return torch.cat([_intervals(block, edges, up_to) for block in values.split(BLOCK)])
+
+
+def _intervals(values: Tensor, edges: Tensor, up_to: Tensor) -> Tensor:
+    """`up_to`: (CELLS + 2,) the number of edges up to the values of a cell, -1 where it differs."""
     found = up_to.index_select(0, _cells(values, edges))  # (CELLS + 2) -> (M)
     unsure = (found < 0).nonzero()[:, 0]
     searched = torch.searchsorted(edges, values.index_select(0, unsure), right=True, out_int32=True)
@@ -63,9 +71,7 @@ class SoftCounts:
 
     def at_thresholds(self) -> Tensor:
         """Sum over the values of H(v - t): (T,) float64."""
-        values = self.values.double()
-        counted = self._above(None)  # (M) -> (2T + 1)
-        summed = self._above(values)
+        counted, summed = self._above()
         low, high = self._first_interval(self.lower), self._first_interval(self.upper)
         between = counted[low] - counted[high]
         offset = 0.5 - self.slope * self.thresholds.double()
@@ -83,21 +89,34 @@ class SoftCounts:
         constants, slopes = changes.cumsum(dim=0).unbind(dim=1)  # line of every interval
         # From each interval's own edge on: a line through the origin would cancel in float32.
         edges = torch.cat([self.edges[:1], self.edges])  # (2T) -> (2T + 1)
-        level = (constants + slopes * edges.double()).to(self.values.dtype).index_select(0, self.interval)
-        slope_here = slopes.to(self.values.dtype).index_select(0, self.interval)  # (2T + 1) -> (M)
-        return level.addcmul_(slope_here, self.values - edges.index_select(0, self.interval))
+        dtype = self.values.dtype
+        levels, slopes = (constants + slopes * edges.double()).to(dtype), slopes.to(dtype)
+        found = torch.empty_like(self.values)
+        for block, values, interval in self._blocks(found):
+            torch.index_select(levels, 0, interval, out=block)  # (2T + 1) -> (M)
+            block.addcmul_(slopes.index_select(0, interval), values - edges.index_select(0, interval))
+        return found
+
+    def _blocks(self, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Parts of others, values and intervals."""
+        size = len(self.values) if self.values.is_cuda else BLOCK
+        return zip(*(numbers.split(size) for numbers in (*others, self.values, self.interval)), strict=True)
 
     def _first_interval(self, edges: Tensor) -> Tensor:
         """The first interval above some of the edges: (T,) -> (T,) int64 in 1..2T."""
         # A NaN is above the last one, where its own sums are NaN anyway.
         return (torch.searchsorted(self.edges, edges) + 1).clamp(max=len(self.edges))
 
-    def _above(self, amounts: Tensor | None) -> Tensor:
-        """Sum of the amounts, or the number, of the values in each interval or above: (M,) -> (2T + 1,)."""
+    def _above(self) -> Tensor:
+        """Number and sum of the values in each interval or a higher one: (2, 2T + 1) float64."""
         number = len(self.edges) + 1
-        if self.interval.is_cuda:  # bincount would make the host wait
-            amounts = torch.ones_like(self.interval, dtype=torch.float64) if amounts is None else amounts
-            per_interval = amounts.new_zeros(number).index_add_(0, self.interval, amounts)
-        else:
-            per_interval = torch.bincount(self.interval, amounts, number).double()
-        return per_interval.flip(0).cumsum(0).flip(0)
+        total = torch.zeros(2, number, dtype=torch.float64, device=self.edges.device)
+        for values, interval in self._blocks():
+            of_values = values.double()
+            if values.is_cuda:  # bincount would make the host wait
+                total[0].index_add_(0, interval, torch.ones_like(of_values))
+                total[1].index_add_(0, interval, of_values)
+            else:
+                total[0] += torch.bincount(interval, minlength=number)
+                total[1] += torch.bincount(interval, of_values, number)
+        return total.flip(1).cumsum(1).flip(1)
