@@ -102,7 +102,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing_parent(path)).free // 2**20
+            free = free_space(path) // 2**20
             raise EnvironmentProblem(
                 f"disk full while writing {path} ({free} MiB free)",
                 "free some space and run the command again",
@@ -115,6 +115,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             # the whole problem: what could not be opened may be another file than `path`
             raise EnvironmentProblem(f"cannot write {path}: {problem}", "choose another --out") from None
         raise
+
+
+def free_space(path: Path) -> int:
+    """Bytes free on the disk that `path`, which need not exist, lies on."""
+    return shutil.disk_usage(_existing_parent(path)).free
 
 
 def _existing_parent(path: Path) -> Path:

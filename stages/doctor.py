@@ -167,13 +167,15 @@ def check_disk() -> Result:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Result | None:
-    """Loader processes hand images over in shared memory; containers often have 64 MiB of it."""
+    """NCCL's processes exchange through shared memory; containers often have 64 MiB of it."""
     if not folder.is_dir():
         return None
     size = shutil.disk_usage(folder).total / GIB
     detail = f"{size:.2f} GiB in {folder}"
     if size < 1:
-        return Result("warn", detail, "use --workers 0, or give the container more (docker: --shm-size 8g)")
+        return Result(
+            "warn", detail, "several GPUs may need more: give the container more (docker: --shm-size 8g)"
+        )
     return Result("ok", detail)
 
 

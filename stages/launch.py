@@ -24,7 +24,7 @@ from pipeline.engine.failures import GROUP_FAILED
 from pipeline.engine.signals import AGAIN_S
 from pipeline.errors import MachineFailed, Stopped, TwoDRCLError, UsageError
 from pipeline.settings import to_plain
-from stages import jobs
+from stages import jobs, preflight
 from stages.console import warn
 from stages.interrupts import INTERRUPTED, SAME_COMMAND, exit_code, stoppable
 from stages.machine import Machine, in_group, is_first
@@ -50,6 +50,7 @@ def run(kind: str, job: Any, machine: Machine, world: int, use_gpu: bool) -> Non
         TwoDRCLError: what stopped the run, whichever process it happened in.
     """
     workers = machine.loader_workers(use_gpu)
+    preflight.check(1 if in_group() else world, workers, use_gpu=use_gpu)
     if world == 1 or in_group():
         atexit.register(leave)
         jobs.run(kind, job, use_gpu, workers, machine.save_every)
@@ -91,8 +92,7 @@ def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends: a killed run must not leave workers behind that
-    hold the GPUs and wait for each other."""
+    """Ask Linux to end this process with its parent: workers left behind would hold the GPUs."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -145,7 +145,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, gib: float, state: str) -> None:
 def test_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 * 2**20, 0, 0))
     found = doctor.check_shared_memory(tmp_path)
-    assert found is not None and found.state == "warn" and "--workers 0" in found.remedy
+    assert found is not None and found.state == "warn" and "--shm-size" in found.remedy
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(8 * 2**30, 0, 0))
     found = doctor.check_shared_memory(tmp_path)
     assert found is not None and found.state == "ok"

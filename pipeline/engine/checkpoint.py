@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts import file_digest, sweep, write_bytes
-from pipeline.errors import InputError, MissingInput, UsageError
+from pipeline.artifacts import file_digest, free_space, sweep, write_bytes
+from pipeline.errors import EnvironmentProblem, InputError, MissingInput, UsageError
 
 LOG = logging.getLogger(__name__)
 KEPT = 2
@@ -49,6 +49,24 @@ class CheckpointFolder:
         """Steps with a checkpoint file, ascending, whether readable or not."""
         names = [_NAME.fullmatch(p.name) for p in self.folder.glob("step-*.pth")]
         return sorted(int(m.group(1)) for m in names if m)
+
+    def refuse_full_disk(self, size: int) -> None:
+        """Look for room for the checkpoints of a run: those that are kept, and one while it is written.
+
+        Args:
+            size: of one, bytes.
+
+        Raises:
+            EnvironmentProblem: there is less.
+        """
+        there = sum(path.stat().st_size for path in map(self._path, self.steps()))
+        needed, free = (KEPT + 1) * size - there, free_space(self.folder)
+        if free < needed:
+            raise EnvironmentProblem(
+                f"the checkpoints of this run need {needed / 2**20:.1f} MiB in {self.folder}, "
+                f"where {free / 2**20:.1f} MiB are free",
+                "free some space, or choose an --out on another disk: the work is kept beside it",
+            )
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the checkpoint of `step`; others but the last `KEPT` up to it go only after it is whole.

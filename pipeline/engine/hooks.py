@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline.artifacts import disk_errors, write_bytes, write_json
 from pipeline.engine.checkpoint import CheckpointFolder
 from pipeline.engine.distributed import any_process, barrier, is_same_everywhere
@@ -57,6 +59,8 @@ class Checkpoints(Hook):
         self._saved_at = time.monotonic()
 
     def before_train(self, trainer: Trainer) -> None:
+        if trainer.process.is_first:
+            self.files.refuse_full_disk(_size(trainer))
         found = self.files.newest()
         if found is not None:
             trainer.restore(found[1])
@@ -81,6 +85,12 @@ class Checkpoints(Hook):
         if trainer.process.is_first:
             self.files.save(trainer.step, trainer.state())
         self._saved_at = time.monotonic()
+
+
+def _size(trainer: Trainer) -> int:
+    """Bytes of a checkpoint: the state, and a momentum for each parameter that trains."""
+    tensors = [t for t in trainer.model.state_dict().values() if isinstance(t, Tensor)]
+    return sum(t.nbytes for t in [*tensors, *trainer.parameters])
 
 
 class StopOnSignal(Hook):
