@@ -38,6 +38,12 @@ def test_levels_are_all_alike_and_independent():
     assert low.mean().item() == pytest.approx(127.5, abs=1)
 
 
+def test_levels_do_not_depend_on_how_many_rows_are_drawn_at_once():
+    generator, same = seeded_generator("levels"), seeded_generator("levels")
+    parts = [draw_levels((rows, 7), same) for rows in (3, 1, 0, 6)]
+    assert torch.equal(draw_levels((10, 7), generator), torch.cat(parts))
+
+
 def test_keys_do_not_overlap():
     """As they would if parts were added, or only 32 bits of a number counted."""
     keys = [(1, 2), (2, 1), (12,), (1, 2 + 2**32), (0, 3), ("1", 22), (122,)]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 1 << 18  # numbers: a MiB of float32, as large as the cache of a core
+BLOCK = 1 << 18  # numbers per thread: a MiB of float32, as large as the cache of a core
 
 LEFT_OUT = -1e30  # added to a logit: the loss of a no, and its derivative, are exactly 0; a NaN stays one
 
@@ -52,7 +52,8 @@ def in_blocks(logits: Tensor, of_rows: OfRows) -> tuple[Tensor, Tensor]:
     """`row_losses` without a graph: (N,) losses and (N, K) gradients."""
     num_rois, num_columns = logits.shape
     losses, gradients = logits.new_empty(num_rois), logits.new_empty(num_rois, num_columns)
-    size = max(1, num_rois if logits.is_cuda else BLOCK // max(1, num_columns))
+    size = BLOCK * torch.get_num_threads() // max(1, num_columns)
+    size = max(1, num_rois if logits.is_cuda else size)
     with torch.autocast(logits.device.type, enabled=False):  # which would take products in bfloat16
         for first in range(0, num_rois, size):
             rows = slice(first, first + size)

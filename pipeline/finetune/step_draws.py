@@ -69,10 +69,11 @@ def draw_levels(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
     Four come from each 64 bits, in half the time of torch.rand on a CPU.
     """
-    number = shape[0] * shape[1]
-    bits = torch.empty(-(-number // 4), dtype=torch.int64, device=generator.device)
+    num_rows, num_columns = shape
+    # whole numbers of bits per row, so that a CPU draws the same whether rows come all at once or in parts
+    bits = torch.empty(num_rows, -(-num_columns // 4), dtype=torch.int64, device=generator.device)
     bits.random_(-(2**63), None, generator=generator)
-    return bits.view(torch.int16)[:number].view(shape).float().add_(LEVELS // 2)
+    return bits.view(torch.int16)[:, :num_columns].float().add_(LEVELS // 2)
 
 
 def choose(candidates: Tensor, num_chosen: Tensor, orders: Tensor) -> Tensor:
