@@ -9,6 +9,7 @@ import tiny_atss
 import torch
 import torch.nn.functional as F
 from conftest import TINY, write_params
+from syncs import Syncs
 from tiny_atss import CANVAS_WH, ONE_OBJECT, TWO_OBJECTS, detector
 from torch import Tensor
 from toy_detector import tiny_settings
@@ -97,6 +98,16 @@ def two_steps(model: TwoDRCL) -> dict[str, Tensor]:
     losses["loss"].backward()
     model.after_step()
     return losses
+
+
+@pytest.mark.parametrize(
+    "terms", [("hcl", "lcl"), ("ar",), ("sr",), ("hcl", "lcl", "ar", "sr")], ids="+".join
+)
+def test_no_term_of_ours_makes_the_host_wait(terms: tuple[str, ...]) -> None:
+    model = model_of(*terms)
+    with Syncs() as syncs:
+        two_steps(model)
+    assert syncs.found == []
 
 
 @pytest.mark.parametrize("term", TERMS)

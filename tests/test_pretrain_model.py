@@ -16,6 +16,7 @@ from pipeline.data.targets import Target
 from pipeline.engine.distributed import Process
 from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.schedule import Schedule
+from pipeline.pretrain import model as pretrain_model
 from pipeline.pretrain.accumulation import Part
 from pipeline.pretrain.key_queue import EMPTY
 from pipeline.pretrain.model import TwoDRCL, pooled
@@ -535,17 +536,37 @@ def test_resume_is_exact_to_the_bit(tmp_path):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b, name
 
 
+OURS = ("hcl", "lcl", "ar", "sr")
+
+
 @pytest.mark.parametrize("scale", ["full", "half"])
-def test_no_term_of_ours_makes_the_host_wait(scale):
-    settings = tiny_settings(terms=("hcl", "lcl", "ar", "sr"), reconstruction={"scale": scale})
+@pytest.mark.parametrize("terms", [*((t,) for t in OURS), OURS[:2], OURS[:3], ("hcl", "lcl", "sr"), OURS])
+def test_no_term_of_ours_makes_the_host_wait(terms, scale):
+    settings = tiny_settings(terms=terms, reconstruction={"scale": scale})
     model, batch = toy_model(settings), toy_batch(0, invalid=[(1, 1)])
+    for _ in range(2):  # the second time the queues hold keys
+        with Syncs() as syncs:
+            model(batch)["loss"].backward()
+            model.after_step()
+        assert syncs.found == []
+
+
+@pytest.mark.parametrize(
+    "place", ["feature_norms", "paint", "semantic_loss", "pooled", "momentum_update", "total_loss"]
+)
+def test_a_wait_anywhere_in_our_part_would_be_seen(place, monkeypatch):
+    original = getattr(pretrain_model, place)
+    model, batch = toy_model(tiny_settings(terms=OURS)), toy_batch(0)
+
+    def waiting(*args, **kwargs):
+        batch.valid[batch.valid].cpu()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pretrain_model, place, waiting)
     with Syncs() as syncs:
         model(batch)["loss"].backward()
         model.after_step()
-    assert syncs.found == []
-    with Syncs() as syncs:
-        batch.query.sum().item()
-    assert syncs.found  # the count counts
+    assert set(syncs.found) == {"aten.index.Tensor", "cpu"}
 
 
 def test_overfits_a_few_images():

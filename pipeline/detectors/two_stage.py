@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from pipeline.data.targets import Target
+from pipeline.detectors.roi_pooling import pooled
 from pipeline.detectors.sampling import set_draw_key
 from pipeline.detectors.visible_masks import VisibleMasks
 
@@ -52,8 +53,8 @@ class Encoder(Trunk):
     def box_features(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """RoIAlign and the shared layers: (B, M, 4) xyxy -> (B * M, F)."""
         extractor = self.roi_extractor
-        pooled = extractor(tuple(pyramid)[: extractor.num_inputs], bbox2roi(list(boxes)))
-        features = pooled.flatten(1)  # (B M, 256, 7, 7) -> (B M, 12544)
+        rois = bbox2roi(list(boxes))
+        features = pooled(extractor, pyramid[: extractor.num_inputs], rois).flatten(1)  # -> (B M, 256 7 7)
         for layer in self.shared_fcs:
             features = torch.relu(layer(features))
         return features
