@@ -82,17 +82,17 @@ class Contrast(nn.Module):
         The keys wait for `after_step`: a key is never its own negative.
 
         Args:
-            query, key: (N, D) unit-norm.
+            query, key: (N, D) unit-norm; the keys without a graph.
             image_ids: (N,) int64.
             valid: (N,) bool.
             total: () valid queries of this process in all parts of the step; None: `accumulate` times these.
         """
         excluded = self.queue.excluded(image_ids, self.settings.mask_same_image)
         losses = info_nce(query, key, self.queue.keys, excluded, self.settings.temperature)
-        total = valid.sum() * self.accumulate if total is None else total
+        parts, total = (1, valid.sum()) if total is None else (self.accumulate, total)
         count = sum_over_processes(total.to(losses.dtype)).clamp(min=1)
-        self._pending = [*self._pending, Keys(key.detach(), image_ids, valid)][-self.accumulate :]
-        weights = valid * (world_size() * self.accumulate / count)
+        self._pending = [*self._pending, Keys(key, image_ids, valid)][-self.accumulate :]
+        weights = valid * (world_size() * parts) / count
         self.measures = similarities(query, key, self.queue, weights)
         return (losses * weights).sum()
 
