@@ -4,7 +4,7 @@ Brightness and contrast act on each of 256 levels alike, given the image's mean,
 mean comes from the histogram.  Nothing is rounded to 8 bits on the way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pipeline.data.photometric import MEAN, STD
-from pipeline.data.photometric_draws import LUMA, SOLARIZE_FROM, Photometric, blur_kernel
+from pipeline.data.photometric_draws import LUMA, RADIUS, SOLARIZE_FROM, Photometric, blur_kernel
 
-STRIP = 64  # rows changed at once, so that they stay in the processor's cache: half the time
+STRIP = 64  # rows changed at once, from levels to the canvas, so that they stay in the processor's cache
+Strips = Iterator[tuple[slice, np.ndarray]]  # rows of an image, and their pixels (n, w, 3)
 
 
 def coloured_on_cpu(
@@ -23,10 +24,10 @@ def coloured_on_cpu(
     """As photometric_batch.coloured_canvases: B arrays (h, w, 3) uint8 -> (B, 3, H, W) float32."""
     canvas = np.empty((len(images), 3, canvas_wh[1], canvas_wh[0]), dtype=np.float32)
     for place, image, numbers in zip(canvas, images, drawn, strict=True):
-        pixels, (height, width) = coloured(image, numbers), image.shape[:2]
+        height, width = image.shape[:2]
         place[:, height:], place[:, :height, width:] = 0, 0
-        for rows in _strips(image):
-            for channel, plane in enumerate(cv2.split(pixels[rows])):
+        for rows, pixels in _coloured_strips(image, numbers):
+            for channel, plane in enumerate(cv2.split(pixels)):
                 scale, shift = 1 / STD[channel], -MEAN[channel] / STD[channel]
                 place[channel, rows, :width] = cv2.addWeighted(plane, scale, plane, 0, shift)
     return torch.from_numpy(canvas)
@@ -34,16 +35,27 @@ def coloured_on_cpu(
 
 def coloured(image: np.ndarray, drawn: Photometric) -> np.ndarray:
     """(h, w, 3) uint8 -> (h, w, 3) float32 in [0, 1], changed in the order of photometric_batch."""
-    table, pixels = _table(image, drawn), np.empty(image.shape, dtype=np.float32)
-    for rows in _strips(image):
-        pixels[rows] = _turned(cv2.LUT(image[rows], table), drawn)
+    return np.concatenate([pixels for _, pixels in _coloured_strips(image, drawn)])
+
+
+def _coloured_strips(image: np.ndarray, drawn: Photometric) -> Strips:
+    """Rows and their changed pixels, a strip after the other."""
+    table = _table(image, drawn)
+    strips: Strips = ((rows, _turned(cv2.LUT(image[rows], table), drawn)) for rows in _strips(image))
     if drawn.blur_sigma is not None:
         kernel = np.array(blur_kernel(drawn.blur_sigma, (image.shape[1], image.shape[0])), dtype=np.float32)
-        pixels = cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
-    if drawn.solarize:
-        for rows in _strips(image):
-            pixels[rows] = _solarized(pixels[rows])
-    return pixels
+        strips = _blurred(np.concatenate([pixels for _, pixels in strips]), kernel)
+    for rows, pixels in strips:
+        yield rows, _solarized(pixels) if drawn.solarize else pixels
+
+
+def _blurred(pixels: np.ndarray, kernel: np.ndarray) -> Strips:
+    """Strips of (h, w, 3) float32 blurred, each from its rows and RADIUS more on both sides."""
+    for rows in _strips(pixels):
+        above = min(rows.start, RADIUS)
+        wide = pixels[rows.start - above : rows.stop + RADIUS]
+        blurred = cv2.sepFilter2D(wide, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+        yield rows, blurred[above : above + rows.stop - rows.start]
 
 
 def _solarized(pixels: np.ndarray) -> np.ndarray:
