@@ -1,4 +1,7 @@
-"""What one draw brings to training with copy-paste: a jittered view, and objects of a random image on it."""
+"""What one draw brings to training with copy-paste: a jittered view, and objects of a random image on it.
+
+That image is decoded too, but it is not counted as drawn: runs are compared by what the sampler draws.
+"""
 
 from functools import cached_property
 from pathlib import Path
