@@ -47,6 +47,10 @@ def file_digest(path: Path) -> str:
             return user_cache.kept_digest(name, lambda: hashlib.file_digest(file, "sha256").hexdigest())
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(f"{path} does not exist") from None
+    except IsADirectoryError:
+        weights = path / "detector.pth"
+        hint = f"name a file in it, e.g. {weights}" if weights.exists() else "name a file"
+        raise InputError(f"{path} is a folder, where a file is needed", hint) from None
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror}") from None
 

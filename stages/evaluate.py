@@ -11,7 +11,7 @@ from pipeline import artifacts
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.images import check_files
 from pipeline.data.settings import Split
-from pipeline.errors import MismatchedInput, MissingInput
+from pipeline.errors import MismatchedInput, MissingInput, first_ten
 from pipeline.evaluation.bootstrap import bootstrap
 from pipeline.evaluation.figures import metrics_figure
 from pipeline.evaluation.intervals import read_intervals, write_intervals
@@ -146,9 +146,14 @@ def _categories(annotations: Annotations, stats: Path) -> CategoryFrequencies:
     from pipeline.stats.tables import read_categories
 
     found = read_categories(stats / "categories.parquet")
+    hint = "give the stats of its train split"
     if not np.array_equal(found.category_ids, annotations.category_ids):
+        raise MismatchedInput(f"{stats} has other categories than {annotations.path}", hint)
+    names = zip(found.category_ids.tolist(), found.names, annotations.category_names, strict=True)
+    other = [f"{number} is {theirs} and {ours}" for number, theirs, ours in names if theirs != ours]
+    if other:
         raise MismatchedInput(
-            f"{stats} has other categories than {annotations.path}", "give the stats of its train split"
+            f"{stats} and {annotations.path} mean other categories by the same ids: {first_ten(other)}", hint
         )
     return found
 

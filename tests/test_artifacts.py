@@ -76,8 +76,13 @@ def test_file_digest(tmp_path: Path) -> None:
     for missing in (tmp_path / "b.bin", file / "inside-a-file"):
         with pytest.raises(MissingInput, match="does not exist"):
             artifacts.file_digest(missing)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder, where a file is needed") as caught:
         artifacts.file_digest(tmp_path)
+    assert caught.value.hint == "name a file"
+    (tmp_path / "detector.pth").touch()
+    with pytest.raises(InputError) as caught:
+        artifacts.file_digest(tmp_path)
+    assert caught.value.hint == f"name a file in it, e.g. {tmp_path / 'detector.pth'}"
 
 
 def test_unreadable_file_is_an_input_error(read_only: Path) -> None:

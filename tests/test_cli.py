@@ -308,3 +308,21 @@ def test_a_product_is_not_made_over_its_own_input(cli, project):
     answer = cli("evaluate", *options, "--predictions", "out/predictions.json", "--out", "./out")
     assert answer.code == 2 and "--out out holds the input out/predictions.json" in answer.err
     assert (project / "out/predictions.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["names", "ids"])
+def test_stats_that_mean_other_categories_by_the_same_ids_are_refused(cli, project, change: str) -> None:
+    """Groups of frequency would be those of other categories, and nobody would see it."""
+    cups = [{"id": 7, "name": "cup"}, {"id": 8, "name": "bowl"}]
+    truth = annotations(project, categories=cups)
+    assert cli("stats", "--annotations", truth, "--out", "stats").code == 0
+    other = [{"id": 7, "name": "bowl"}, {"id": 8, "name": "cup"}]
+    content = json.loads(truth.read_text())
+    content["categories"] = other if change == "names" else [*cups, {"id": 9, "name": "jug"}]
+    (project / "other.json").write_text(json.dumps(content))
+    (project / "p.json").write_text("[]")
+    arguments = ("--predictions", "p.json", "--protocol", "coco", "--stats", "stats", "--out", "out")
+    answer = cli("evaluate", "--annotations", "other.json", *arguments)
+    assert answer.code == 3 and "give the stats of its train split" in answer.err
+    assert ("by the same ids: 7 is cup and bowl, 8 is bowl and cup" in answer.err) == (change == "names")
+    assert cli("evaluate", "--annotations", truth, *arguments).code == 0

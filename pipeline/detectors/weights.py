@@ -133,7 +133,8 @@ def _as_backbone(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """torchvision's names -> ours; the classifier is left out."""
     if "conv1.weight" not in content:
         raise MismatchedInput(
-            f"{path} is neither a torchvision ResNet (no conv1.weight) nor a detector (no state_dict)"
+            f"{path} is neither a torchvision ResNet (no conv1.weight) nor a detector (no state_dict)",
+            "name the detector.pth of a finished stage, or torchvision's file of a ResNet",
         )
     return {
         f"backbone.{n}": t for n, t in content.items() if isinstance(t, Tensor) and not n.startswith("fc.")
