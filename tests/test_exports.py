@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny_atss
 import torch
 import yaml
 from PIL import Image
@@ -264,6 +265,34 @@ def test_detectron2s_settings_are_complete(masked: Path, tmp_path: Path) -> None
     assert own["ANCHOR_GENERATOR"]["SIZES"] == [[16.0], [32.0], [64.0], [128.0], [256.0]]
     assert (own["ROI_HEADS"]["NUM_CLASSES"], own["ROI_BOX_HEAD"]["FC_DIM"], own["MASK_ON"]) == (3, 64, True)
     assert (settings["INPUT"]["MIN_SIZE_TEST"], settings["INPUT"]["MAX_SIZE_TEST"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.filterwarnings("ignore:DeprecationWarning. `num_anchors`")
+def test_a_one_stage_detector_goes_where_it_has_a_place(image: Path, tmp_path: Path) -> None:
+    """ATSS: the same boxes from what mmdet is given, every tensor in safetensors, no such model elsewhere."""
+    built = build_model(tiny_atss.config(), seed=1)
+    with torch.no_grad():
+        for number, layer in enumerate((built.bbox_head.atss_cls, built.bbox_head.atss_reg)):
+            layer.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(number))
+    state, classes = clone_state(built.state_dict(), ""), ["cone", "drum", "bolt", "nut"]
+    publish_detector(tmp_path, state, tiny_atss.config(), classes, (WIDTH, HEIGHT), {"stage": "test"})
+    detector, split = read_detector(tmp_path / "detector.pth"), read_annotations(image / "a.json")
+    (expected,) = detect(built.eval(), split, image, (WIDTH, HEIGHT), CPU)
+    assert len(expected.boxes) > 5 and np.ptp(expected.scores) > 0.01
+
+    export(detector, "mmdet", tmp_path / "mmdet")
+    model = init_detector(
+        str(tmp_path / "mmdet/config.py"), str(tmp_path / "mmdet/detector.pth"), device="cpu"
+    )
+    (found,) = detect(model, split, image, (WIDTH, HEIGHT), CPU)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    export(detector, "safetensors", tmp_path / "safetensors")
+    assert_equal(safetensors.torch.load_file(tmp_path / "safetensors/detector.safetensors"), state)
+    for target in ("torchvision", "detectron2"):
+        with pytest.raises(MismatchedInput, match=f"has heads that {target} does not know") as caught:
+            export(detector, target, tmp_path / target)
+        assert "--to safetensors" in caught.value.hint and not (tmp_path / target).exists()
 
 
 @pytest.mark.parametrize("target", ["torchvision", "detectron2"])

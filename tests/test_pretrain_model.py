@@ -517,10 +517,13 @@ def test_bf16_runs_in_trunk_and_generator_alone():
 def test_small_momentum_steps_survive_bf16():
     """1 - m = 0.001 of a small change is below bf16's resolution; the key encoder must move all the same."""
     model = toy_model(tiny_settings(precision="bf16"))
-    before = model.key_encoder.backbone.stem.weight.clone()
-    step(model, toy_batch(0), lr=0.01)
-    step(model, toy_batch(1), lr=0.01)
-    assert (model.key_encoder.backbone.stem.weight != before).float().mean() > 0.5
+    key, query = (part.backbone.stem.weight for part in (model.key_encoder, model.detector))
+    for seed in (0, 1):
+        before = key.double()
+        step(model, toy_batch(seed), lr=0.01)
+        moved = 0.001 * (query.double() - before)
+        assert moved.abs().max() > 1e-7
+        torch.testing.assert_close(key.double() - before, moved, rtol=0, atol=3e-8)
 
 
 def test_resume_is_exact_to_the_bit(tmp_path):

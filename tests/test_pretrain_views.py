@@ -13,6 +13,7 @@ from pipeline.data.annotations import read_annotations
 from pipeline.data.boxes import area, clip
 from pipeline.data.draws import Draw, generator
 from pipeline.data.photometric import MEAN, STD
+from pipeline.data.photometric_draws import PhotometricSettings
 from pipeline.data.views import draw_geometry
 from pipeline.errors import MissingInput
 from pipeline.pretrain.model import TwoDRCL
@@ -331,6 +332,21 @@ def test_another_draw_is_another_sample(split, change):
     found, draw = dataset(split), draws(1)[0]
     assert not same(found[draw], found[dataclasses.replace(draw, **change)])
     assert not same(found[draw], dataset(split, seed=1)[draw])
+
+
+def test_an_image_that_an_epoch_draws_twice_is_drawn_anew_for_every_purpose(split):
+    """A repeat of DRB, perhaps in the same batch: crops, boxes, masks, colours and RoI samples are others."""
+    found, draw = dataset(split), draws(1)[0]
+    found.settings = dataclasses.replace(
+        found.settings, views=dataclasses.replace(VIEWS, photometric=PhotometricSettings())
+    )
+    one, other = (found[dataclasses.replace(draw, index=index)] for index in (0, 5))
+    assert one.image_id == other.image_id and one.target.key != other.target.key
+    for name in ("homographies", "photometric"):
+        for first, second in zip(getattr(one, name), getattr(other, name), strict=True):
+            assert not np.array_equal(first, second), name
+    for name in ("query", "key", "masks"):
+        assert not np.array_equal(getattr(one.boxes, name), getattr(other.boxes, name)), name
 
 
 def test_views_are_drawn_independently(split):

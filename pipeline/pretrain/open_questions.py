@@ -33,7 +33,8 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "size of g's output",
-        "stride 2 four times is half the image; then bilinear, or compare there",
+        "stride 2 four times is half the image; then bilinear, or compare there; a stride of 4 or a "
+        "dilated C5 left out: other networks",
         "pretrain.reconstruction.scale",
     ),
     _q(
@@ -54,7 +55,8 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "layers of SR",
-        "C2 to C5, squared error, a mean each; FPN left out: it would need a second neck pass",
+        "C2 to C5, squared error, a mean each; FPN left out: it would need a second neck pass; unit-length "
+        "features left out: eq. 6 has none",
         "pretrain.reconstruction.levels",
     ),
     _q(
@@ -94,7 +96,8 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "which 8 boxes",
-        "uniform among the best that both views show",
+        "uniform among the best that both views show; fewer than 8 leave rows that count nowhere: the "
+        "same box again, jittered, left out",
         "pretrain.contrast.choose",
         "pretrain.contrast.candidates",
         "pretrain.contrast.min_visible",
@@ -123,7 +126,7 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "T of alpha",
-        "from 0: the first epoch is plain RFS",
+        "from 0: the first epoch is plain RFS; from step to step left out: an epoch is drawn at once",
         "stats.first_epoch",
     ),
     _q(
@@ -154,7 +157,8 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "gradient of SR",
-        "not into its target, or features shrink",
+        "not into its target, or features shrink; a frozen or momentum encoder, or a stopped "
+        "reconstruction, left out: eq. 6 trains f and g",
         "pretrain.reconstruction.detach_target",
     ),
     _q(
