@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from pipeline import drawing
 from pipeline.engine import signals
 
 # As small as every stage can be: numbers mean nothing, only that they come out.
@@ -138,3 +141,17 @@ def report_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     report_tree.build(folder)
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures behind the files that a test draws, to look at their texts."""
+    kept: list[Figure] = []
+    save = drawing.save
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        kept.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(drawing, "save", keep)
+    return kept

@@ -33,20 +33,6 @@ BASELINE = report(
 OURS = report(all=(60, 10, 10, 10, 10), r=(53.5, 12, 16.2, 14.3, 4), c=(100, 0, 0, 0, 0), f=(0, 0, 0, 0, 100))
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures behind the files, to look at their texts."""
-    kept: list[Figure] = []
-    save = figures._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        kept.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(figures, "_save", keep)
-    return kept
-
-
 def texts(figure: Figure) -> list[str]:
     found = [t.get_text() for ax in figure.axes for t in (*ax.texts, ax.title, *ax.get_yticklabels())]
     return [t for t in found if t]

@@ -2,31 +2,15 @@
 
 from pathlib import Path
 
-import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.evaluation import figures
 from pipeline.evaluation.figures import metrics_figure
 
 METRICS = {
     "baseline": {"bbox_AP": 24.4, "bbox_APr": 12.16, "bbox_APc": 23.3, "bbox_APf": None, "segm_AP": 22.9},
     "ours": {"bbox_AP": 26.5, "bbox_APr": 15.1, "bbox_APc": 24.0, "bbox_APf": 30.2},
 }
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures behind the files, to look at their texts."""
-    kept: list[Figure] = []
-    save = figures._save
-
-    def keep(figure: Figure, path: Path) -> None:
-        kept.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(figures, "_save", keep)
-    return kept
 
 
 def test_metrics_say_na_where_there_is_no_number(tmp_path: Path, drawn: list[Figure]) -> None:

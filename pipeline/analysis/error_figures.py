@@ -42,7 +42,7 @@ def error_pies(reports: Mapping[str, ErrorReport], path: Path) -> None:
             _pie(ax, report.groups[group])
             ax.set_title(f"{name}, {_title(report.groups[group], group)}", fontsize=10)
     figure.supxlabel(convention(reports), fontsize=8)
-    _save(figure, path)
+    drawing.save(figure, path, DPI, svg=True)
 
 
 def error_bars(reports: Mapping[str, ErrorReport], path: Path) -> None:
@@ -78,7 +78,7 @@ def error_bars(reports: Mapping[str, ErrorReport], path: Path) -> None:
         fontsize=9,
     )
     figure.supxlabel(convention(reports), fontsize=8)
-    _save(figure, path)
+    drawing.save(figure, path, DPI, svg=True)
 
 
 def convention(reports: Mapping[str, ErrorReport]) -> str:
@@ -154,8 +154,3 @@ def _stacked_bar(ax: Axes, height: float, group: Mapping[str, Any]) -> None:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             ax.text(left + share / 2, height, f"{share:.1f}", ha="center", va="center", fontsize=8, bbox=box)
         left += share
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """A PNG, and an SVG beside it."""
-    drawing.save(figure, path, DPI, svg=True)

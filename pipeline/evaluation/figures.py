@@ -29,7 +29,7 @@ def metrics_figure(metrics: Mapping[str, Mapping[str, float | None]], path: Path
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=9
     )
-    _save(figure, path)
+    drawing.save(figure, path, DPI, svg=True)
 
 
 def _grouped_bars(ax: Axes, metrics: Mapping[str, Mapping[str, float | None]], kind: str) -> None:
@@ -54,8 +54,3 @@ def _grouped_bars(ax: Axes, metrics: Mapping[str, Mapping[str, float | None]], k
     ax.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
     ax.set_ylabel(f"{ {'bbox': 'box', 'segm': 'mask'}[kind] } AP, %")
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """A PNG, and an SVG beside it."""
-    drawing.save(figure, path, DPI, svg=True)
