@@ -4,6 +4,7 @@ Brightness and contrast act on each of 256 levels alike, given the image's mean,
 mean comes from the histogram.  Nothing is rounded to 8 bits on the way.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -43,19 +44,23 @@ def _coloured_strips(image: np.ndarray, drawn: Photometric) -> Strips:
     table = _table(image, drawn)
     strips: Strips = ((rows, _turned(cv2.LUT(image[rows], table), drawn)) for rows in _strips(image))
     if drawn.blur_sigma is not None:
-        kernel = np.array(blur_kernel(drawn.blur_sigma, (image.shape[1], image.shape[0])), dtype=np.float32)
-        strips = _blurred(np.concatenate([pixels for _, pixels in strips]), kernel)
+        strips = _blurred(strips, blur_kernel(drawn.blur_sigma, (image.shape[1], image.shape[0])))
     for rows, pixels in strips:
         yield rows, _solarized(pixels) if drawn.solarize else pixels
 
 
-def _blurred(pixels: np.ndarray, kernel: np.ndarray) -> Strips:
-    """Strips of (h, w, 3) float32 blurred, each from its rows and RADIUS more on both sides."""
-    for rows in _strips(pixels):
-        above = min(rows.start, RADIUS)
-        wide = pixels[rows.start - above : rows.stop + RADIUS]
+def _blurred(strips: Strips, weights: list[float]) -> Strips:
+    """Blur each strip as soon as the next one is there, with RADIUS rows of its neighbours."""
+    kernel = np.array(weights, dtype=np.float32)
+    above: list[np.ndarray] = []
+    end = (slice(0), np.empty((0, 0, 3), dtype=np.float32))
+    for (rows, pixels), (_, following) in itertools.pairwise(itertools.chain(strips, [end])):
+        below = [following[:RADIUS]] if following.size else []
+        wide = cv2.vconcat([*above, pixels, *below])
         blurred = cv2.sepFilter2D(wide, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
-        yield rows, blurred[above : above + rows.stop - rows.start]
+        top = RADIUS if above else 0
+        yield rows, blurred[top : top + len(pixels)]
+        above = [pixels[-RADIUS:]]
 
 
 def _solarized(pixels: np.ndarray) -> np.ndarray:
