@@ -11,7 +11,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CPU_ALONE = {"roi_align_forward"}  # looks for NaN where a kernel would end the process, on a CPU
+CPU_ALONE = {
+    "roi_align_forward",  # looks for NaN where a kernel would end the process
+    "_counted_on_cpu",  # bincount, where index_add would be slow
+}
 
 
 class _Dispatched(TorchDispatchMode):
@@ -81,7 +84,9 @@ def _counts(func: Any, kwargs: Any) -> bool:
 
 def _goes_to_the_cpu(name: str, args: Any, kwargs: Any) -> bool:
     targets = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, str | torch.device)]
-    return name == "to" and any(torch.device(target).type == "cpu" for target in targets)
+    if name != "to" or kwargs.get("non_blocking"):  # which is also how draws of the host reach the device
+        return False
+    return any(torch.device(target).type == "cpu" for target in targets)
 
 
 def _on_cpu_alone() -> bool:

@@ -179,7 +179,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="do not exist") as caught:
         read_annotations(tmp_path / "none.json")
     assert "--annotations" in caught.value.hint
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="is a folder, where a file is needed"):
         read_annotations(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(MissingInput, match="do not exist"):

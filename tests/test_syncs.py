@@ -19,7 +19,7 @@ WAITS: dict[str, Callable[[Tensor], Any]] = {
     "asarray": lambda x: np.asarray(x),
     "cpu": lambda x: x.cpu(),
     "to": lambda x: x.to("cpu"),
-    "to device": lambda x: x.to(device=torch.device("cpu"), non_blocking=True),
+    "to device": lambda x: x.to(device=torch.device("cpu")),
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0),
     "mask": lambda x: x[x > 0],
@@ -40,6 +40,7 @@ GOES_ON: dict[str, Callable[[Tensor], Any]] = {
     "masked_fill": lambda x: x.masked_fill(x > 0, 0.0),
     "repeats": lambda x: x.repeat_interleave(3),
     "float": lambda x: x.float().to(torch.float64).to(x),
+    "to, not waited for": lambda x: x.to("cpu", non_blocking=True),
     "shape": lambda x: (len(x), x.shape[0], x.numel(), x.device.type == "cpu"),
     "gradient": lambda x: (2 * x.clone().requires_grad_()).sum().backward(),
 }

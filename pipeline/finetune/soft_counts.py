@@ -51,6 +51,11 @@ def _cells(values: Tensor, edges: Tensor) -> Tensor:
     return places.clamp_(0, CELLS + 1).nan_to_num_(CELLS + 1).int()
 
 
+def _counted_on_cpu(interval: Tensor, values: Tensor, number: int) -> Tensor:
+    """(M,), (M,) -> (2, number): how many values are in each interval, and their sum."""
+    return torch.stack([torch.bincount(interval, minlength=number), torch.bincount(interval, values, number)])
+
+
 class SoftCounts:
     """Sums of H(v - t) over M values v and T thresholds t.
 
@@ -117,6 +122,5 @@ class SoftCounts:
                 total[0].index_add_(0, interval, torch.ones_like(of_values))
                 total[1].index_add_(0, interval, of_values)
             else:
-                total[0] += torch.bincount(interval, minlength=number)
-                total[1] += torch.bincount(interval, of_values, number)
+                total += _counted_on_cpu(interval, of_values, number)
         return total.flip(1).cumsum(1).flip(1)
