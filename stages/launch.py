@@ -175,7 +175,9 @@ def _first_error(work: Path, code: int, log: Path, world: int, signals: list[int
         return TwoDRCLError(
             f"a process of the run died; torchrun ended with code {code}\n{tail}", f"see {log}"
         )
-    report = min(reports, key=lambda r: r["time"])
+    earliest = min(reports, key=lambda r: r["time"])
+    # What all have found, the first process tells best: it knows where the bundle of a divergence is.
+    report = next(r for _, r in sorted(by_rank.items()) if r["message"] == earliest["message"])
     silent = [str(rank) for rank in range(world) if rank not in by_rank]
     if silent and GROUP_FAILED in report["message"]:  # one that was stopped, or hangs in a driver
         report["hint"] += f"; no word from process {', '.join(silent)}"

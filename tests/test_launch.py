@@ -164,3 +164,12 @@ def test_ctrl_c_outside_the_steps_is_a_stop_with_130(tmp_path: Path) -> None:
         except Exception:  # as around a decoder
             pytest.fail("a signal was taken for a damaged file")
     assert caught.value.exit_code == 130
+
+
+def test_of_equal_messages_the_first_process_tells(tmp_path: Path) -> None:
+    """It names the bundle of a divergence; the others may be a moment faster."""
+    for rank, hint in ((1, "lower the rate"), (0, "lower the rate; see diverged.json")):
+        content = {"message": "the loss is NaN", "hint": hint, "exit_code": 5, "time": 10.0 - rank}
+        (tmp_path / f"error-{rank}.json").write_text(json.dumps(content))
+    error = _first_error(tmp_path, 1, tmp_path / "log", 2, [])
+    assert error.hint.endswith("diverged.json")
