@@ -44,9 +44,8 @@ def slow_info_nce(query, key, queue, excluded, temperature):
 
 
 def close(found, expected, tolerance=1e-9):
-    torch.testing.assert_close(
-        found, torch.as_tensor(expected, dtype=found.dtype), rtol=tolerance, atol=tolerance
-    )
+    expected = torch.as_tensor(expected, dtype=found.dtype)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 ROWS = {
@@ -59,7 +58,7 @@ ROWS = {
 def test_inputs_of_the_vectors():
     query, key, queue = vectors()
     for row, name in ((query[0], "query"), (key[3], "key"), (queue[15], "queue")):
-        close(row, [float(number) for number in ROWS[name].split()], 1e-8)
+        assert close(row, [float(number) for number in ROWS[name].split()], 1e-8)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_vectors(temperature, mean, each):
     losses = info_nce(*vectors(), nothing(4, 16), temperature)
     assert losses.mean().item() == pytest.approx(mean, rel=1e-7)
     if each is not None:
-        close(losses, each, 1e-7)
+        assert close(losses, each, 1e-7)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_gradient_of_the_vectors(temperature, norm, first):
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_equal_similarities_give_ln_of_rows_plus_one(rows, loss, temperature):
     one = torch.ones(2, 1, dtype=torch.float64)
-    close(info_nce(one, one, one[:1].expand(rows, 1), nothing(2, rows), temperature), [loss, loss])
+    assert close(info_nce(one, one, one[:1].expand(rows, 1), nothing(2, rows), temperature), [loss, loss])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,9 @@ def test_equal_similarities_give_ln_of_rows_plus_one(rows, loss, temperature):
 )
 def test_perfect_positive_and_orthogonal_negatives(temperature, rows, loss):
     axes = torch.eye(2, dtype=torch.float64)
-    close(info_nce(axes[:1], axes[:1], axes[1:].expand(rows, 2), nothing(1, rows), temperature), [loss])
+    assert close(
+        info_nce(axes[:1], axes[:1], axes[1:].expand(rows, 2), nothing(1, rows), temperature), [loss]
+    )
 
 
 def test_opposite_positive_and_equal_negatives():
@@ -167,7 +168,7 @@ def test_byols_loss_follows_from_the_similarity_that_history_has():
 def test_rows_are_taken_as_they_come():
     """Nothing is normalised here: twice the query is half the temperature."""
     query, key, queue = vectors()
-    close(
+    assert close(
         info_nce(2 * query, key, queue, nothing(4, 16), 0.4), info_nce(query, key, queue, nothing(4, 16), 0.2)
     )
 
@@ -178,7 +179,7 @@ def test_equals_a_loop(temperature):
     excluded = torch.rand(5, 9, generator=torch.Generator().manual_seed(5)) < 0.4
     excluded[3] = True
     found = info_nce(query, key, queue, excluded, temperature)
-    close(found, slow_info_nce(query, key, queue, excluded, temperature), 1e-12)
+    assert close(found, slow_info_nce(query, key, queue, excluded, temperature), 1e-12)
 
 
 def test_gradient_equals_its_closed_form_and_finite_differences():
@@ -191,7 +192,7 @@ def test_gradient_equals_its_closed_form_and_finite_differences():
     for q in range(3):  # (sum_j p_j k_j - k+) / t
         rows = torch.cat([key[q : q + 1], queue[~excluded[q]]])
         p = torch.softmax(rows @ query[q].detach() / 0.3, dim=0)
-        close(query.grad[q], (p @ rows - key[q]) / 0.3, 1e-12)
+        assert close(query.grad[q], (p @ rows - key[q]) / 0.3, 1e-12)
 
 
 def test_no_gradient_reaches_keys_or_queue():
