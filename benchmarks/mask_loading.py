@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 import pipeline.detectors  # the operators come first
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.data.draws import Draw, generator
-from pipeline.data.handover import packed, unpacked
+from pipeline.data.handover import Handover
 from pipeline.data.single_view import SingleViewDataset
 from pipeline.data.targets import target_of
 from pipeline.data.views import draw_geometry
@@ -67,7 +67,11 @@ def main() -> None:
             name: [_alternating(ours[name], theirs[name], args) for _ in range(args.rounds)]
             for name in ("worker, masks alone", "worker, image alone", "worker")
         }
-        ends = ((ours["worker"], packed, _our_end), (theirs["worker"], _as_is, _mmdet_end()))
+        handover = Handover(loaders=1)
+        ends = (
+            (ours["worker"], handover.packed, _our_end(handover)),
+            (theirs["worker"], _as_is, _mmdet_end()),
+        )
         rows["loader"] = [_through_a_worker(ends, args.images) for _ in range(args.rounds)]
         rows[f"targets of {ROIS} RoIs"] = _target_ms(annotations, folder)
     print(
@@ -132,10 +136,14 @@ def _as_is(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def _our_end(batch: Any) -> None:
+def _our_end(handover: Handover) -> Callable[[Any], None]:
     """What the trainer does with a batch before the mask head: MMDetection's form of each target."""
-    for sample in unpacked(batch):
-        data_sample(sample.target, CANVAS_WH, torch.device("cpu"), with_mask=True)
+
+    def end(batch: Any) -> None:
+        for sample in handover.unpacked(batch):
+            data_sample(sample.target, CANVAS_WH, torch.device("cpu"), with_mask=True)
+
+    return end
 
 
 def _mmdet_end() -> Callable[[Any], None]:

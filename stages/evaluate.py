@@ -20,6 +20,7 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.predictions_file import read_predictions, write_predictions
 from pipeline.settings import to_plain
 from pipeline.stats.frequencies import CategoryFrequencies
+from stages import preflight
 from stages.common import Order, answer, make, refuse_own_input
 from stages.console import data, track, warn
 from stages.machine import is_first
@@ -164,9 +165,11 @@ def _detect(order: Order, annotations: Annotations, split: Split, weights: Path 
 
     check_files(split.images, annotations.file_names)
     assert weights is not None
-    model, test_wh = load_detector(weights, annotations)
     device = order.machine.one_device()
-    workers = order.machine.loader_workers(use_gpu=device.type == "cuda")
+    use_gpu = device.type == "cuda"
+    workers = order.machine.loader_workers(use_gpu)
+    preflight.check(1, workers, use_gpu=use_gpu)
+    model, test_wh = load_detector(weights, annotations)
     found = detect(model.to(device), annotations, split.images, test_wh, device, workers=workers)
     return _as_columns(track(found, len(annotations.image_ids), "evaluate: images"))
 

@@ -1,8 +1,7 @@
 """What loader processes take of a machine, looked at before the first step and not found out after hours.
 
-Measured, a loader costs its training process up to seven open files: four of its own, and one for each
-batch on its way, a block of shared memory (`pipeline.data.handover`, which takes the pipe where /dev/shm
-lacks room: so images need none); and 16 KiB of semaphores in /dev/shm.
+Measured, a loader costs the process that it works for up to four open files, and 16 KiB of semaphores in
+/dev/shm; images take neither (`pipeline.data.handover`).
 """
 
 import os
@@ -13,10 +12,8 @@ from pathlib import Path
 from pipeline.errors import EnvironmentProblem
 from stages.console import warn
 
-FILES_PER_LOADER, OTHER_FILES = (
-    4 + 3,
-    128,
-)  # two batches ahead and one in use; the others: libraries, memory-mapped proposals, logs, sockets
+FILES_PER_LOADER = 4
+OTHER_FILES = 128  # libraries, memory-mapped proposals, logs, sockets
 SHARED_PER_LOADER = 32 * 2**10
 SHARED_PER_GPU = 64 * 2**20  # NCCL's buffers between the GPUs of a machine, where they have no other way
 SHM = Path("/dev/shm")

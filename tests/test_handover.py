@@ -1,5 +1,11 @@
-"""What a loader process hands over arrives as it was: in shared memory, or through the pipe."""
+"""What a loader process hands over arrives as it was: in shared memory, used again, or through the pipe."""
 
+import gc
+import os
+import pickle
+import signal
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data import handover
-from pipeline.data.handover import Packed, packed, unpacked
+from pipeline.data.handover import PLACES, Handover, Packed
 from pipeline.errors import InputError
 
 
@@ -39,13 +45,16 @@ SAMPLES: list[Any] = [
 
 
 class Batches(Dataset[Any]):
-    """One of SAMPLES as a whole."""
+    """One of `batches` as a whole."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
-        return len(SAMPLES)
+        return len(self.batches)
 
     def __getitem__(self, index: int) -> Any:
-        return SAMPLES[index]
+        return self.batches[index]
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +62,20 @@ def _small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "LEAST", 1)
 
 
-def handed_over(workers: int) -> list[Any]:
-    return list(DataLoader(Batches(), batch_size=None, num_workers=workers, collate_fn=packed))
+def arriving(exchange: Handover, workers: int, batches: list[Any] = SAMPLES) -> Iterator[Any]:
+    """What comes out of the loader, before it is unpacked."""
+    return iter(
+        DataLoader(Batches(batches), batch_size=None, num_workers=workers, collate_fn=exchange.packed)
+    )
+
+
+def handed_over(workers: int, batches: list[Any] = SAMPLES) -> list[Any]:
+    exchange = Handover(workers)
+    return [exchange.unpacked(batch) for batch in arriving(exchange, workers, batches)]
+
+
+def taken(exchange: Handover) -> int:
+    return sum(exchange._taken[:])
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -75,51 +96,128 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def test_arrays_arrive_in_shared_memory_as_they_were() -> None:
-    arrived = handed_over(workers=2)
+    exchange = Handover(2)
+    arrived = list(arriving(exchange, 2))
     assert [type(batch) is Packed for batch in arrived] == [True, True, True, True, False, False]
-    for batch in arrived[:4]:
-        assert batch.block.is_shared() and len(batch.rest) < 1500
-    found = [unpacked(batch) for batch in arrived]
+    assert all(len(batch.rest) < 1500 for batch in arrived[:4])
+    assert len({batch.place for batch in arrived[:4]}) == 4  # nothing was dropped: none is used again
+    found = [exchange.unpacked(batch) for batch in arrived]
     assert_same(found, SAMPLES)
-    image, block = found[0][1].image, arrived[0].block
-    assert image.base is not None and np.shares_memory(image, block.numpy())
-    del arrived, block
-    image += 1  # the memory lives as long as its arrays
-    np.testing.assert_array_equal(image, sample(1).image + 1)
+    image, shared = found[0][1].image, np.frombuffer(exchange._places[arrived[0].place], np.uint8)
+    assert np.shares_memory(image, shared)
 
 
-def test_arrays_of_a_batch_do_not_overlap() -> None:
-    first, second = unpacked(handed_over(workers=1)[0])
+@pytest.mark.parametrize("kept", ["image", "polygon", "slice", "tensor", "all"])
+def test_a_place_is_used_again_only_when_the_last_of_its_arrays_is_gone(kept: str) -> None:
+    batches = [[sample(seed % 7), sample(seed % 5)] for seed in range(20)]
+    exchange = Handover(1)
+    arrived = arriving(exchange, 1, batches)
+    first = exchange.unpacked(next(arrived))
+    held: Any = {
+        "image": first[1].image,
+        "polygon": first[0].polygons[0][1],
+        "slice": first[0].image[3:5, ::2, 1],
+        "tensor": torch.from_numpy(first[0].image)[2:],
+        "all": first,
+    }[kept]
+    del first
+    before = pickle.dumps(held)
+    places = []
+    for number, batch in enumerate(arrived, start=1):
+        places.append(batch.place)  # and never the pipe: there is always a free one
+        assert_same(exchange.unpacked(batch), batches[number])
+    assert pickle.dumps(held) == before and 0 not in places and len(set(places)) < PLACES
+    assert taken(exchange) == 1
+    del held
+    assert taken(exchange) == 0
+
+
+def test_what_arrived_may_be_written_to_and_outlives_loader_and_handover() -> None:
+    first, second = handed_over(workers=1)[0]
     first.image[:] = 255
     first.polygons[0][1][:] = -1
+    gc.collect()
     assert_same(second, sample(1))
     assert_same(first.polygons[0][0], sample(0).polygons[0][0])  # type: ignore[index]
+    np.add(second.image, 1, out=second.image)
+    np.testing.assert_array_equal(second.image, sample(1).image + 1)
+
+
+def test_a_consumer_that_holds_every_place_gets_the_rest_through_the_pipe() -> None:
+    batches = [[sample(seed)] for seed in range(3 * PLACES)]
+    exchange, kinds, found = Handover(1), [], []
+    for batch in arriving(exchange, 1, batches):
+        kinds.append(type(batch) is Packed)
+        found.append(exchange.unpacked(batch))
+    assert kinds == [True] * PLACES + [False] * 2 * PLACES
+    assert_same(found, batches)
+
+
+def test_a_consumer_that_holds_two_batches_never_waits_for_the_pipe() -> None:
+    batches = [[sample(seed % 7)] for seed in range(30)]
+    exchange, held = Handover(2), []
+    for number, batch in enumerate(arriving(exchange, 2, batches)):
+        assert type(batch) is Packed and batch.place // PLACES == number % 2  # each loader has its own
+        held = [*held[-1:], exchange.unpacked(batch)]
+        assert_same(held[-1], batches[number])
 
 
 def test_what_does_not_travel_stays_itself() -> None:
     for found, expected in zip(handed_over(workers=0), SAMPLES, strict=True):
-        assert unpacked(found) is expected
+        assert found is expected
 
 
-def test_small_batches_take_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["LEAST", "SIZE"])
+def test_batches_too_small_or_too_large_for_a_place_take_the_pipe(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = [sum(s.image.nbytes for s in batch if isinstance(s, Sample)) for batch in SAMPLES[:2]]
     assert sizes[1] + 1000 < sizes[0]
-    monkeypatch.setattr(handover, "LEAST", sizes[1] + 1000)
-    found = handed_over(workers=1)
-    assert [type(batch) is Packed for batch in found[:3]] == [True, False, False]
-    assert_same(found[1], SAMPLES[1])
+    monkeypatch.setattr(handover, limit, sizes[1] + 1000)
+    exchange = Handover(1)
+    arrived = list(arriving(exchange, 1))
+    assert [type(batch) is Packed for batch in arrived[:2]] == [limit == "LEAST", limit == "SIZE"]
+    assert_same([exchange.unpacked(batch) for batch in arrived], SAMPLES)
 
 
-def test_without_room_the_pipe_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert handover._has_room(1) and not handover._has_room(2**60)
-    monkeypatch.setattr(handover, "SHARED", "/proc")  # a file system that never has room
-    assert not handover._has_room(1)
-    found = handed_over(workers=1)
-    assert not any(isinstance(batch, Packed) for batch in found)
-    assert_same(found[:2], SAMPLES[:2])
+def test_without_addresses_the_pipe_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "SIZE", 1 << 50)  # more than a process has
+    exchange = Handover(1)
+    arrived = list(arriving(exchange, 1))
+    assert not any(isinstance(batch, Packed) for batch in arrived)
+    assert_same(arrived, SAMPLES)
+
+
+def test_a_process_that_is_not_forked_shares_no_place() -> None:
+    copied = pickle.loads(pickle.dumps(Handover(2)))
+    assert copied._places == [] and copied._free_place(1) is None
 
 
 def test_torch_takes_an_array_that_was_handed_over_without_a_copy() -> None:
-    image = unpacked(handed_over(workers=1)[0])[0].image
+    image = handed_over(workers=1)[0][0].image
     torch.from_numpy(image)[0, 0, 0] = 77
     assert image[0, 0, 0] == 77
+
+
+@pytest.mark.parametrize("end", ["to its end", "killed", "given up"])
+def test_nothing_is_left_of_the_places(end: str) -> None:
+    """Neither files nor memory, also where batches were on their way that nobody took."""
+    files, open_files = os.listdir("/dev/shm"), len(os.listdir("/proc/self/fd"))
+    exchange = Handover(1)
+    places = [weakref.ref(place) for place in exchange._places]
+    arrived: Any = arriving(exchange, 1, [[sample(seed % 7)] for seed in range(30)])
+    held = exchange.unpacked(next(arrived))
+    assert sorted(os.listdir("/dev/shm")) == sorted(files)
+    if end == "killed":
+        os.kill(arrived._workers[0].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            list(arrived)
+    elif end == "to its end":
+        assert len(list(arrived)) == 29
+    del arrived
+    assert_same(held, [sample(0)])
+    del held, exchange
+    gc.collect()
+    assert [place() for place in places] == [None] * PLACES
+    assert len(os.listdir("/proc/self/fd")) <= open_files + 3  # torch keeps a few of its own
+    assert sorted(os.listdir("/dev/shm")) == sorted(files)

@@ -1,5 +1,6 @@
 """Too few open files, too little shared memory, too many loaders: said before the first step."""
 
+import json
 import os
 import resource
 import shutil
@@ -11,9 +12,14 @@ import pytest
 from test_checkpoint import FORKS, exit_code
 from test_loop import Toy, toy_trainer
 
+from pipeline.data.annotations import read_annotations
+from pipeline.data.settings import Split
 from pipeline.engine.hooks import Checkpoints
 from pipeline.errors import EnvironmentProblem
-from stages import preflight
+from stages import evaluate, preflight
+from stages.common import Order
+from stages.machine import Machine
+from stages.params import Params
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -31,15 +37,15 @@ def with_limits(soft: int, hard: int, loaders: int) -> None:
         preflight.check(1, loaders, use_gpu=False)
     except EnvironmentProblem as problem:
         assert (
-            f"need {128 + 7 * loaders} open files" in problem.message and f"allows {hard}" in problem.message
+            f"need {128 + 4 * loaders} open files" in problem.message and f"allows {hard}" in problem.message
         )
         os._exit(problem.exit_code)
     os._exit(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
 
 
-@pytest.mark.parametrize(("soft", "hard", "code"), [(200, 300, 100), (130, 300, 84), (130, 150, 4)])
+@pytest.mark.parametrize(("soft", "hard", "code"), [(200, 300, 100), (130, 300, 60), (130, 150, 4)])
 def test_open_files(soft: int, hard: int, code: int) -> None:
-    """Enough; raised to the 184 that eight loaders need; refused."""
+    """Enough; raised to the 160 that eight loaders need; refused."""
     process = FORKS.Process(target=with_limits, args=(soft, hard, 8))
     process.start()
     assert exit_code(process) == code
@@ -73,6 +79,19 @@ def test_more_loaders_than_cores_are_warned_of(
         "12 loader processes (2 x 6) on 8 cores" in (said := capsys.readouterr().err)
         and "--workers 4" in said
     )
+
+
+def test_evaluation_has_loaders_too(tmp_path: Path, free: Callable[[int], None]) -> None:
+    """Refused before the detector is looked for."""
+    image = {"id": 1, "file_name": "1.png", "width": 8, "height": 8}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "1.png").touch()
+    split = Split(tmp_path / "val.json", tmp_path)
+    order = Order(Params({}, 0), tmp_path / "out", Machine(gpus=0, workers=8))
+    free(100 * 2**10)
+    with pytest.raises(EnvironmentProblem, match="8 loader processes need"):
+        evaluate._detect(order, read_annotations(split.annotations), split, tmp_path / "detector.pth")
 
 
 def test_room_for_checkpoints_is_looked_for_before_the_first_step(

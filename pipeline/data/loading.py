@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.draws import Draw, GlobalBatches, Sampler
-from pipeline.data.handover import packed, unpacked
+from pipeline.data.handover import Handover
 from pipeline.data.views import canvas_wh
 from pipeline.engine.distributed import Process
 from pipeline.engine.schedule import Schedule
@@ -75,16 +75,17 @@ class BatchSource:
             rank=self.process.rank,
             world=self.process.world,
         )
+        handover = Handover(self.workers)
         loader: DataLoader[Any] = DataLoader(
             _ErrorsAsSamples(self.dataset),
             batch_sampler=batches,  # it yields draws, not positions
             num_workers=self.workers,
-            collate_fn=packed,  # the model stacks them: views differ in size before padding
+            collate_fn=handover.packed,  # the model stacks them: views differ in size before padding
             timeout=TIMEOUT_S if self.workers else 0,
             worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
         )
-        for samples in map(unpacked, loader):
+        for samples in map(handover.unpacked, loader):
             problems = [s for s in samples if isinstance(s, TwoDRCLError)]
             if problems:
                 raise problems[0]

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor, nn
 
 from pipeline.data.annotations import Annotations
-from pipeline.data.handover import unpacked
+from pipeline.data.handover import Handover
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.detectors.inference_views import TestViews, loader_of, padded_wh, runs_of_one_canvas
 from pipeline.detectors.one_stage import in_parts
@@ -97,12 +97,13 @@ def detect_batches(
         MissingInput, InputError: as `detect`.
         MachineFailed: the GPU's memory, or a loader process, gave out.
     """
-    loader = loader_of(TestViews(annotations, images, test_wh), batches, workers)
+    handover = Handover(workers)
+    loader = loader_of(TestViews(annotations, images, test_wh), batches, workers, handover)
     unread: deque[Future[list[Detections]]] = deque()
     problem: TwoDRCLError | None = None
     with ThreadPoolExecutor(1) as reader, ending_loaders(), explained(lambda: "detecting", _memory_hint):
         # no name for the iterator: an error's traceback would keep it, and its processes, to Python's end
-        for positions, views in zip(batches, map(unpacked, loader), strict=True):
+        for positions, views in zip(batches, map(handover.unpacked, loader), strict=True):
             if isinstance(views, TwoDRCLError):
                 problem = views
                 break

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.annotations import Annotations
-from pipeline.data.handover import packed
+from pipeline.data.handover import Handover
 from pipeline.data.images import read_image
 from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
@@ -98,14 +98,16 @@ class TestViews(Dataset[Any]):
         return geometry.apply(read_image(self.paths[position], (width, height)))
 
 
-def loader_of(views: TestViews, batches: Sequence[Sequence[int]], workers: int) -> DataLoader[Any]:
-    """What `views` has for each batch, in their order, to be unpacked (pipeline.data.handover)."""
+def loader_of(
+    views: TestViews, batches: Sequence[Sequence[int]], workers: int, handover: Handover
+) -> DataLoader[Any]:
+    """What `views` has for each batch, in their order, for `handover` to unpack."""
     return DataLoader(
         views,
         batch_size=None,  # one index is a whole batch
         sampler=batches,
         num_workers=workers,
-        collate_fn=packed,
+        collate_fn=handover.packed,
         timeout=TIMEOUT_S if workers else 0,
         worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
