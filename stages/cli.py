@@ -12,7 +12,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import TwoDRCLError, UsageError
-from stages.interrupts import INTERRUPTED, exit_code, interrupts
+from stages.interrupts import INTERRUPTED, end_quickly, exit_code, interrupts
 from stages.slurm import as_torchrun
 
 PIPELINE, TOOLS = "Pipeline, in order", "Tools"
@@ -547,6 +547,7 @@ def main() -> None:
     # Before torch: threads that wait asleep.  Beside any other load, spinning ones train ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.update(as_torchrun(os.environ))
+    end_quickly()
     with interrupts() as received:
         try:
             app()

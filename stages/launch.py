@@ -2,10 +2,8 @@
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -19,21 +17,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.artifacts import disk_errors, write_json
+from pipeline.engine import signals
 from pipeline.engine.distributed import leave
-from pipeline.engine.failures import GROUP_FAILED
-from pipeline.engine.signals import AGAIN_S
-from pipeline.errors import MachineFailed, Stopped, TwoDRCLError, UsageError
+from pipeline.errors import UsageError
 from pipeline.settings import to_plain
-from stages import jobs, preflight
+from stages import jobs, outcome, preflight
 from stages.console import warn
-from stages.interrupts import INTERRUPTED, SAME_COMMAND, exit_code, stoppable
+from stages.interrupts import stoppable
 from stages.machine import Machine, in_group, is_first
 
 LOCK = "lock"
-OUT_OF_MEMORY = "signal 9 that nobody sent is the kernel's, for want of memory: fewer processes or workers"
-# torchrun's account of the first failure; a process that raised ends with a code of its own
-_KILLED = re.compile(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: -(\d+)", re.DOTALL)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(kind: str, job: Any, machine: Machine, world: int, use_gpu: bool) -> None:
@@ -81,20 +74,14 @@ def _torchrun(work: Path, world: int, content: dict[str, Any]) -> None:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=signals.end_with_parent,
         start_new_session=True,  # ctrl-C in a terminal reaches it once, through `_forwarding`
     )
     with _forwarding(child) as forwarded:
         _pass_on(child, log)
         code = child.wait()
     if code:
-        raise _first_error(work, code, log, world, forwarded)
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process with its parent: workers left behind would hold the GPUs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        raise outcome.first_error(work, code, log, world, forwarded)
 
 
 def _pass_on(child: "subprocess.Popen[str]", log: Path) -> None:
@@ -110,7 +97,10 @@ def _pass_on(child: "subprocess.Popen[str]", log: Path) -> None:
 
 @contextlib.contextmanager
 def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
-    """Pass the first SIGTERM or SIGINT on: the workers save and stop, then we do.  A second one ends them.
+    """Pass the first SIGTERM or SIGINT on: the workers save and stop, then we do.
+
+    A second one ends them, and so does the time that a signal allows: they keep to it themselves, but
+    torchrun takes seconds to hand a signal over, and to leave after them.
 
     Yields:
         the signals that came.
@@ -122,15 +112,18 @@ def _forwarding(child: "subprocess.Popen[str]") -> Iterator[list[int]]:
         nonlocal began
         if not forwarded:
             began = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, signals.GRACE_S)
             child.send_signal(number)
-        elif time.monotonic() - began > AGAIN_S:
-            child.kill()  # the workers die with it
+        elif time.monotonic() - began > signals.AGAIN_S:
+            child.kill()  # the workers and their loaders die with it
         forwarded.append(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = dict.fromkeys(signals.SIGNALS, forward) | {signal.SIGALRM: lambda *_: child.kill()}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield forwarded
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -145,64 +138,6 @@ def is_held(work: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def _first_error(work: Path, code: int, log: Path, world: int, signals: list[int]) -> TwoDRCLError:
-    """The error of the process that failed first, as it was raised there.
-
-    When a process is killed, torchrun stops the others by a signal: they report that, it reports nothing.
-
-    Args:
-        work: has the reports.
-        code: torchrun's.
-        log: what torchrun said.
-        world: number of processes.
-        signals: that this command got and passed on.
-    """
-    by_rank = {
-        int(p.stem.removeprefix("error-")): json.loads(p.read_text()) for p in work.glob("error-*.json")
-    }
-    reports = list(by_rank.values())
-    if signals:
-        return _stopped(reports, exit_code(signals))
-    killed = _KILLED.search(log.read_text()) if log.exists() else None
-    if killed:
-        died = f"process {killed[1]} of the run died of signal {killed[2]}"
-        return MachineFailed(died, f"{OUT_OF_MEMORY}; {SAME_COMMAND}")
-    reports = [r for r in reports if r["exit_code"] != Stopped.exit_code]
-    if not reports:
-        tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
-        return TwoDRCLError(
-            f"a process of the run died; torchrun ended with code {code}\n{tail}", f"see {log}"
-        )
-    earliest = min(reports, key=lambda r: r["time"])
-    # What all have found, the first process tells best: it knows where the bundle of a divergence is.
-    report = next(r for _, r in sorted(by_rank.items()) if r["message"] == earliest["message"])
-    silent = [str(rank) for rank in range(world) if rank not in by_rank]
-    if silent and GROUP_FAILED in report["message"]:  # one that was stopped, or hangs in a driver
-        report["hint"] += f"; no word from process {', '.join(silent)}"
-    return _error_of(report)
-
-
-def _error_of(report: dict[str, Any]) -> TwoDRCLError:
-    error = TwoDRCLError(report["message"], report["hint"])
-    error.exit_code = report["exit_code"]
-    return error
-
-
-def _stopped(reports: list[dict[str, Any]], code: int) -> TwoDRCLError:
-    """After a signal to this command: what the first process said of it, unless something else ended it.
-
-    A process that gave its step up says nothing, and leaves the others without their group.
-    """
-    reports = [r for r in reports if GROUP_FAILED not in r["message"]]
-    if reports:
-        error = _error_of(min(reports, key=lambda r: r["time"]))
-    else:
-        error = Stopped("stopped by a signal before a step was finished", "the same command continues")
-    if error.exit_code in (Stopped.exit_code, INTERRUPTED):
-        error.exit_code = code
-    return error
 
 
 def _hold(file: TextIO, work: Path) -> None:

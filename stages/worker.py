@@ -9,17 +9,18 @@ from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.engine.distributed import leave
+from pipeline.engine.signals import end_with_parent
 from pipeline.errors import TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
 from stages.console import listen
-from stages.interrupts import stoppable
-from stages.launch import die_with_parent
+from stages.interrupts import end_quickly, stoppable
 
 
 def main(order_path: Path) -> int:
     """Run the job; leave an account of any error beside it, because torchrun only passes a number on."""
-    die_with_parent()
+    end_with_parent()
+    end_quickly()
     listen()
     order = json.loads(order_path.read_text())
     job = build(jobs.JOBS[order["kind"]].job_class(), order["job"], "job")

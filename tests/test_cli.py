@@ -298,6 +298,19 @@ stages.cli.main()
     assert (done.returncode, done.stdout) == (code, "") and done.stderr.startswith("interrupted: ")
 
 
+def test_what_was_imported_is_not_searched_for_garbage_at_the_end(tmp_path: Path) -> None:
+    """It took up to two of the twenty seconds that a signal leaves."""
+    script = """
+import atexit, gc
+atexit.register(lambda: print("frozen", gc.get_freeze_count()))  # runs after what is registered later
+import stages.cli
+stages.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    word, count = done.stdout.split()[-2:]
+    assert word == "frozen" and int(count) > 10_000
+
+
 def test_a_product_is_not_made_over_its_own_input(cli, project):
     """`--out` holds the input of the same stage's earlier run: replacing the folder would remove it."""
     truth = annotations(project)

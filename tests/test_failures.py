@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_checkpoint import FORKS
 from test_hooks import bundle, run_toy
 from test_loop import ALONE, SCHEDULE, Toy, rows_of, same, toy_trainer
 from torch import Tensor
@@ -149,6 +150,36 @@ def test_ctrl_c_saves_and_leaves_no_loader_behind(tmp_path: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
     assert CheckpointFolder(tmp_path / "checkpoints").newest_step() in (1, 2)
+
+
+def train_with_hung_loaders(folder: Path) -> None:
+    class Tell(Hook):
+        def after_step(self, trainer: Trainer, record: Record) -> None:
+            pids = " ".join(str(p.pid) for p in multiprocessing.active_children())
+            (folder / "loaders").write_text(pids + "\n")
+
+    multiprocessing.set_start_method("fork", force=True)  # as a command has it; here it would be FORKS's own
+    run_toy(folder, Tell(), batches=with_loaders(hang))
+
+
+def test_a_killed_trainer_takes_its_loaders_along_even_hung_ones(tmp_path: Path) -> None:
+    """They hold its pipes, and torch only looks for a dead trainer between two images."""
+    trainer, told = FORKS.Process(target=train_with_hung_loaders, args=(tmp_path,)), tmp_path / "loaders"
+    trainer.start()
+    while not (told.exists() and told.read_text().endswith("\n")):
+        trainer.join(0.02)
+        assert trainer.exitcode is None
+    time.sleep(0.2)  # the one that hangs is at it
+    trainer.kill()
+    loaders = [Path(f"/proc/{pid}") for pid in told.read_text().split()]
+    deadline = time.monotonic() + 10
+    while alive := [loader.name for loader in loaders if loader.exists()]:
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            for pid in alive:
+                os.kill(int(pid), signal.SIGKILL)
+            pytest.fail("loaders outlive their trainer")
+    assert len(loaders) == 2
 
 
 @pytest.mark.parametrize(("fate", "says"), [(die, "DataLoader worker"), (hang, "timed out after 1 seconds")])

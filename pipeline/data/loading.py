@@ -12,7 +12,7 @@ from pipeline.data.handover import Handover
 from pipeline.data.views import canvas_wh
 from pipeline.engine.distributed import Process
 from pipeline.engine.schedule import Schedule
-from pipeline.engine.signals import hear_no_signal
+from pipeline.engine.signals import end_with_parent, hear_no_signal
 from pipeline.errors import TwoDRCLError
 
 TIMEOUT_S = 300  # a hung read becomes an error
@@ -82,7 +82,7 @@ class BatchSource:
             num_workers=self.workers,
             collate_fn=handover.packed,  # the model stacks them: views differ in size before padding
             timeout=TIMEOUT_S if self.workers else 0,
-            worker_init_fn=leave_signals_to_the_trainer,
+            worker_init_fn=belong_to_the_trainer,
             generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
         )
         for samples in map(handover.unpacked, loader):
@@ -92,6 +92,10 @@ class BatchSource:
             yield samples
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not kill a loader before the trainer has saved."""
+def belong_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group must not kill a loader before the trainer has saved.
+
+    And a killed trainer's loader must not hold its pipes, which the command waits for, while it reads on.
+    """
     hear_no_signal()
+    end_with_parent()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.data.annotations import Annotations
 from pipeline.data.handover import Handover
 from pipeline.data.images import read_image
-from pipeline.data.loading import TIMEOUT_S, leave_signals_to_the_trainer
+from pipeline.data.loading import TIMEOUT_S, belong_to_the_trainer
 from pipeline.data.photometric import normalise, on_canvas, to_float
 from pipeline.data.views import Geometry, limit_wh, resized_wh
 from pipeline.errors import TwoDRCLError
@@ -109,7 +109,7 @@ def loader_of(
         num_workers=workers,
         collate_fn=handover.packed,
         timeout=TIMEOUT_S if workers else 0,
-        worker_init_fn=leave_signals_to_the_trainer,
+        worker_init_fn=belong_to_the_trainer,
         generator=torch.Generator(),  # the loader draws its workers' seeds; not from the global one
     )
 

@@ -5,11 +5,13 @@ hears of a signal at once, ends the process when the moment does not come within
 signal asks for that.  Nothing is lost by it but the work since the last checkpoint.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -23,6 +25,7 @@ INTERRUPTED = 130  # the exit code of SIGINT
 GRACE_S = 18.0  # two seconds less than promised; torchrun, SLURM and Kubernetes kill after 30
 AGAIN_S = 0.5  # launchers pass one signal on twice; nobody asks again as soon as that
 _OVER = 0  # no signal has this number
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def stopped_by(number: int, message: str, hint: str) -> Stopped:
@@ -124,3 +127,9 @@ def hear_no_signal() -> None:
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends: it would go on holding GPUs, files and pipes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
