@@ -17,6 +17,12 @@ def memory(**settings):
     return FeatureMemory(4, (2, 3), queue_size=5, sampled_num_classes=6, sampled_num_features=3, **settings)
 
 
+def drawn(found, scores=SCORES, seed=0, images=1):
+    """Rows for some images."""
+    generator = torch.Generator().manual_seed(seed)
+    return found.sample(scores, torch.rand(images, *found.draws_per_image, generator=generator))
+
+
 def rows(labels, first=0):
     """Features and box targets that tell the row: r in every place."""
     labels = torch.tensor(labels, dtype=torch.long)
@@ -61,30 +67,44 @@ def test_of_many_rows_at_once_the_first_are_kept():
 def test_samples_are_rows_of_weak_classes():
     found = memory()
     found.store(*rows([0, 1, 1, 1, 2, 1]))  # nothing of class 3
-    drawn = torch.zeros(4)
-    for _ in range(200):
-        features, labels, targets = found.sample(torch.tensor([0.5, 0.2, 0.25, 0.2, 0.01]))
-        assert features.shape == (len(labels), 2, 3) and targets.shape == (len(labels), 4)
-        assert len(labels) % 3 == 0 and len(labels) <= 18
-        for feature, label, target in zip(features, labels.tolist(), targets, strict=True):
-            assert feature[0, 0] == target[0] and int(target[0]) in kept(found, label)
-        drawn += torch.bincount(labels, minlength=4)
-    assert drawn[3] == 0
+    scores = torch.tensor([0.5, 0.2, 0.25, 0.2, 0.01])
+    features, labels, targets, images = drawn(found, scores, images=200)
+    assert features.shape == (len(labels), 2, 3) and targets.shape == (len(labels), 4)
+    for feature, label, target in zip(features, labels.tolist(), targets, strict=True):
+        assert feature[0, 0] == target[0] and int(target[0]) in kept(found, label)
+    of_images = torch.bincount(images, minlength=200)
+    assert (of_images % 3 == 0).all() and of_images.max() == 18 and of_images.min() < 18
+    number = torch.bincount(labels, minlength=4).float()
+    assert number[3] == 0
     # by 1 / m: 2, 5, 4 and 5 in 16; class 3 is drawn, and gives nothing
     expected = 200 * 18 * torch.tensor([2.0, 5, 4]) / 16
-    torch.testing.assert_close(drawn[:3], expected, rtol=0.2, atol=0)
+    torch.testing.assert_close(number[:3], expected, rtol=0.2, atol=0)
+
+
+def test_images_are_drawn_for_as_if_each_were_alone():
+    found = memory()
+    found.store(*rows([0, 1, 1, 1, 2, 1]))
+    uniform = torch.rand(3, *found.draws_per_image, generator=torch.Generator().manual_seed(5))
+    together = found.sample(SCORES, uniform)
+    alone = [found.sample(SCORES, one[None]) for one in uniform]
+    assert together.images.unique().tolist() == [0, 1, 2]
+    for image, one in enumerate(alone):
+        own = together.images == image
+        assert torch.equal(together.features[own], one.features)
+        assert torch.equal(together.labels[own], one.labels)
+        assert torch.equal(together.box_targets[own], one.box_targets)
 
 
 def test_every_row_of_a_class_is_drawn():
     found = memory()
     found.store(*rows([1, 1, 1, 1]))
-    seen = torch.cat([found.sample(SCORES)[2][:, 0] for _ in range(30)])
+    seen = drawn(found, images=30).box_targets[:, 0]
     assert seen.unique().tolist() == [0, 1, 2, 3]
 
 
 def test_empty_memory_and_empty_batches():
     found = memory()
-    features, labels, targets = found.sample(SCORES)
+    features, labels, targets, _ = drawn(found)
     assert features.shape == (0, 2, 3) and labels.shape == (0,) and targets.shape == (0, 4)
     found.store(*rows([]))
     assert not found.num_filled.any()
@@ -98,16 +118,16 @@ def test_stored_rows_carry_no_gradient_and_are_float32():
 
 
 def test_resume_continues_exactly():
-    found, other = memory(seed=3), memory(seed=3)
+    found, other = memory(), memory()
     found.store(*rows([0, 1, 1, 1, 1, 1, 2]))
     found.store(*rows([1, 1, 3], first=10))
-    found.sample(SCORES)
     other.store(*rows([2] * 5))  # must go
     other.load_state_dict(found.state_dict())
     for step in range(3):
         for each in (found, other):
             each.store(*rows([1, 3, 3, 0], first=20 * step))
-        assert all(torch.equal(a, b) for a, b in zip(found.sample(SCORES), other.sample(SCORES), strict=True))
+        samples = (drawn(each, seed=step) for each in (found, other))
+        assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
     assert [kept(found, c) for c in range(4)] == [kept(other, c) for c in range(4)]
 
 
@@ -156,12 +176,11 @@ def store_in_a_process(rank, folder):
     for step, labels in enumerate(BATCHES):
         for each in (shared, own):
             each.store(*rows(labels[rank], first=10 * step + 5 * rank))
-    sampled = shared.sample(SCORES)
     dist.destroy_process_group()
-    torch.save((shared.state_dict(), own.state_dict(), sampled), f"{folder}/{rank}.pth")
+    torch.save((shared.state_dict(), own.state_dict()), f"{folder}/{rank}.pth")
 
 
-def test_two_processes_keep_the_same_rows_and_draw_different_ones(tmp_path):
+def test_two_processes_keep_the_same_rows(tmp_path):
     other = mp.spawn(store_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
     store_in_a_process(1, str(tmp_path))
     while not other.join():
@@ -171,13 +190,12 @@ def test_two_processes_keep_the_same_rows_and_draw_different_ones(tmp_path):
         parts = [rows(labels[rank], first=10 * step + 5 * rank) for rank in (0, 1)]
         whole.store(*(torch.cat(part) for part in zip(*parts, strict=True)))
     results = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
-    for shared, _, _ in results:
+    for shared, _ in results:
         loaded = memory()
         loaded.load_state_dict(shared)
         assert torch.equal(loaded.features, whole.features)
         assert torch.equal(loaded.pointers, whole.pointers)
-    assert [own["_extra_state"]["num_filled"].tolist() for _, own, _ in results] == [
+    assert [own["_extra_state"]["num_filled"].tolist() for _, own in results] == [
         [1, 5, 0, 0],
         [0, 0, 0, 2],
     ]
-    assert not torch.equal(results[0][2][2], results[1][2][2])

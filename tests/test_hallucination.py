@@ -17,6 +17,13 @@ def hallucination(**settings):
     return FeatureHallucination(4, 3, sampled_num_classes=5, sampled_num_features=7, **settings)
 
 
+def drawn(found, seed=0, images=1, ratio=RATIO):
+    """Features for some images."""
+    generator = torch.Generator().manual_seed(seed)
+    choice = torch.rand(images, *found.draws_per_image, generator=generator)
+    return found.sample(ratio, choice, torch.randn(images, *found.noise_per_image, generator=generator))
+
+
 def random_features(rows=8, seed=0):
     return 5 + torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))
 
@@ -52,8 +59,7 @@ def test_variance_of_large_close_numbers():
 def test_samples_follow_the_gaussians_of_weak_classes():
     found = hallucination()
     found.collect(random_features(), LABELS)
-    parts = [found.sample(RATIO) for _ in range(1500)]
-    features, labels, weights = (torch.cat(part) for part in zip(*parts, strict=True))
+    features, labels, weights = drawn(found, images=1500)
     assert features.shape == (1500 * 35, 3)
     assert torch.equal(weights, (labels != 3).float())  # class 3 was never collected
     own = features[labels == 2]
@@ -64,7 +70,7 @@ def test_samples_follow_the_gaussians_of_weak_classes():
 
 
 def test_before_any_object_all_samples_weigh_nothing():
-    features, _, weights = hallucination().sample(torch.zeros(4))
+    features, _, weights = drawn(hallucination(), ratio=torch.zeros(4))
     assert features.isfinite().all() and not weights.any()
 
 
@@ -84,22 +90,24 @@ def test_statistics_carry_no_gradient_and_are_no_parameters():
 
 
 def test_resume_continues_exactly():
-    found, other = hallucination(seed=5), hallucination(seed=5)
+    found, other = hallucination(), hallucination()
     found.collect(random_features(), LABELS)
-    found.sample(RATIO)
     other.load_state_dict(found.state_dict())
     for seed in (1, 2):
         for each in (found, other):
             each.collect(random_features(seed=seed), LABELS)
-        assert all(torch.equal(a, b) for a, b in zip(found.sample(RATIO), other.sample(RATIO), strict=True))
+        samples = (drawn(each, seed) for each in (found, other))
+        assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
 
 
-def test_steps_and_seeds_draw_different_features():
-    found, other = hallucination(), hallucination(seed=1)
-    for each in (found, other):
-        each.collect(random_features(), LABELS)
-    first, second, third = found.sample(RATIO)[0], found.sample(RATIO)[0], other.sample(RATIO)[0]
-    assert not torch.equal(first, second) and not torch.equal(first, third)
+def test_images_are_drawn_for_as_if_each_were_alone():
+    found = hallucination()
+    found.collect(random_features(), LABELS)
+    choice, noise = torch.rand(3, *found.draws_per_image), torch.randn(3, *found.noise_per_image)
+    together = found.sample(RATIO, choice, noise)
+    alone = [found.sample(RATIO, choice[i : i + 1], noise[i : i + 1]) for i in range(3)]
+    for whole, *parts in zip(together, *alone, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
 
 
 def collect_in_a_process(rank, folder):
@@ -111,12 +119,11 @@ def collect_in_a_process(rank, folder):
     for first in (0, 1):  # then the other way round
         for each in (shared, own):
             each.collect(*batches[(rank + first) % 2])
-    sampled = shared.sample(RATIO)
     dist.destroy_process_group()
-    torch.save((shared.state_dict(), own.state_dict(), sampled), f"{folder}/{rank}.pth")
+    torch.save((shared.state_dict(), own.state_dict()), f"{folder}/{rank}.pth")
 
 
-def test_two_processes_collect_as_one_and_draw_different_features(tmp_path):
+def test_two_processes_collect_as_one(tmp_path):
     other = mp.spawn(collect_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
     collect_in_a_process(1, str(tmp_path))
     while not other.join():
@@ -125,8 +132,7 @@ def test_two_processes_collect_as_one_and_draw_different_features(tmp_path):
     for _ in range(2):
         whole.collect(random_features(), LABELS)
     results = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
-    for shared, own, _ in results:
+    for shared, own in results:
         assert torch.equal(shared["feature_prototype"], whole.feature_prototype)
         assert torch.equal(shared["feature_variance"], whole.feature_variance)
         assert own["feature_used"].tolist() == [1, 1, 1, 0]
-    assert not torch.equal(results[0][2][0], results[1][2][0])

@@ -20,6 +20,7 @@ from tiny_heads import (
 from pipeline.detectors.build import build_model
 from pipeline.errors import UsageError
 from pipeline.finetune.heads import UNPUBLISHED
+from pipeline.finetune.heads.class_features import draws_of_images
 
 HEAD = {"type": "twodrcl.HallucinationRoIHead"}
 SETTINGS = {"sampled_num_classes": 5, "sampled_num_features": 3, "decay_ratio": 0.25}
@@ -34,6 +35,13 @@ def built():
 def head(built):
     """As new for every test."""
     return copy.deepcopy(built)
+
+
+def drawn_for(head, sampled):
+    """Features, labels and weights that the next step draws."""
+    kept = head.class_features
+    numbers = draws_of_images(sampled, kept.draws_per_image, kept.noise_per_image)
+    return kept.sample(head.bbox_head.loss_cls.correct_ratio(), *numbers)
 
 
 def classifier_inputs(head, x):
@@ -71,8 +79,8 @@ def test_drawn_features_join_the_class_loss_alone(head):
     head.collect(pyramid(), two_images())
     plain.bbox_head.load_state_dict(head.bbox_head.state_dict())
     sampled, loss_cls = sampled_rois(head, two_images()), copy.deepcopy(head.bbox_head.loss_cls)
-    drawn, labels, weights = copy.deepcopy(head.class_features).sample(loss_cls.correct_ratio())
-    assert 0 < weights.sum() < 15  # class 1 was never seen
+    drawn, labels, weights = drawn_for(head, sampled)
+    assert 0 < weights.sum() < 30 == len(labels)  # class 1 was never seen
 
     found = head.bbox_loss(pyramid(), sampled)["loss_bbox"]
     expected = plain.bbox_loss(pyramid(), sampled)
@@ -92,7 +100,7 @@ def test_confusion_matrix_counts_drawn_features(head):
     head.loss(pyramid(), proposals(), two_images())
     sampled = sampled_rois(head, two_images())
     before = head.bbox_head.loss_cls.num_gt.clone()
-    _, drawn, weights = copy.deepcopy(head.class_features).sample(head.bbox_head.loss_cls.correct_ratio())
+    _, drawn, weights = drawn_for(head, sampled)
     head.bbox_loss(pyramid(), sampled)
     labels = [*labels_of(sampled).tolist(), *drawn[weights > 0].tolist()]
     added = head.bbox_head.loss_cls.num_gt - before
@@ -114,7 +122,7 @@ def test_mask_loss_and_published_names_are_those_of_the_plain_head():
     plain = tiny_head("bacl", "mask-rcnn", seed=1)
     state = {f"roi_head.{name}": value for name, value in head.state_dict().items()}
     left = {name for name in state if name.startswith(UNPUBLISHED)}
-    kinds = ("feature_prototype", "feature_variance", "feature_used", "draws.step")
+    kinds = ("feature_prototype", "feature_variance", "feature_used")
     assert left == {f"roi_head.class_features.{kind}" for kind in kinds}
     kept = {name.removeprefix("roi_head."): state[name] for name in state.keys() - left}
     plain.load_state_dict(kept, strict=True)
@@ -150,7 +158,6 @@ PARTS = (
     "class_features.feature_prototype",
     "class_features.feature_variance",
     "class_features.feature_used",
-    "class_features.draws.step",
     "bbox_head.loss_cls.cm_numerator",
     "bbox_head.loss_cls.num_gt",
 )

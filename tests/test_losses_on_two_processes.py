@@ -137,6 +137,20 @@ def test_state_of_two_processes_is_that_of_one(both, name):
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
 
 
+# what a RoI costs depends on the others of its process: its draws; rankings
+OF_ALL_ROIS = ("droploss", "bags", "acsl", "rog")
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in OF_ALL_ROIS])
+def test_loss_of_two_processes_is_that_of_one(both, name):
+    """But for the divisor, which is each process's number of RoIs, as in mmdet's heads."""
+    whole = Toy(name)
+    expected = [v * len(share(i, None)) for i, v in enumerate(train(whole, range(len(STEPS)), None))]
+    sums = [[v * max(1, len(share(i, rank))) for i, v in enumerate(both[rank][name][0])] for rank in (0, 1)]
+    found = [a + b for a, b in zip(*sums, strict=True)]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_stateful_ones_have_a_state_and_it_moves(both):
     moved = {
         name

@@ -22,7 +22,7 @@ from tiny_heads import (
 from pipeline.detectors.build import build_model
 from pipeline.errors import UsageError
 from pipeline.finetune.heads import UNPUBLISHED
-from pipeline.finetune.heads.class_features import boxes_around_objects
+from pipeline.finetune.heads.class_features import boxes_around_objects, draws_of_images
 
 HEAD = {"type": "twodrcl.MemoryRoIHead"}
 MEMORY = {"queue_size": 24, "sampled_num_classes": 5, "sampled_num_features": 3}
@@ -94,8 +94,8 @@ def test_collect_in_evaluation_mode_stores_the_same(head):
 
 
 def slow_losses(head, x, sampled, drawn, mean_score):
-    """LOCE's losses, and the mean scores that they use, from (features, labels, targets) drawn."""
-    features, drawn_labels, drawn_targets = drawn
+    """LOCE's losses, and the mean scores that they use, from the rows drawn."""
+    features, drawn_labels, drawn_targets, drawn_images = drawn
     box_head = head.bbox_head
     pooled = torch.cat([head.bbox_roi_extractor(x[:4], rois_of(sampled)), features])
     hidden = pooled.flatten(1)
@@ -112,8 +112,8 @@ def slow_losses(head, x, sampled, drawn, mean_score):
             objects.setdefault((first + gt, labels[position]), []).append(position)
             position += 1
         first, position = first + one.num_gts, position + len(one.neg_inds)
-    for label in drawn_labels.tolist():
-        objects.setdefault(("drawn", label), []).append(position)
+    for label, image in zip(drawn_labels.tolist(), drawn_images.tolist(), strict=True):
+        objects.setdefault((f"drawn for {image}", label), []).append(position)
         position += 1
     probabilities = scores.detach().softmax(dim=1)
     mean_score = mean_score.clone()
@@ -142,8 +142,12 @@ def test_losses_and_gradients_equal_a_slow_computation(head):
     head.collect(pyramid(0), two_images())
     head.loss(pyramid(0), proposals(), two_images())  # another mean score than the first
     sampled, before = sampled_rois(head, two_images()), head.bbox_head.loss_cls.mean_score.clone()
-    drawn = copy.deepcopy(head.class_features).sample(before)
-    assert len(drawn[1]) >= 9 and len(drawn[1].unique()) >= 2
+    memory, random = head.class_features, torch.Generator().manual_seed(2)
+    rare = (torch.randn(3, 32, 7, 7, generator=random), torch.ones(3).long())
+    memory.store(*rare, torch.randn(3, 4, generator=random))  # of the class that these images do not show
+    drawn = memory.sample(before, draws_of_images(sampled, memory.draws_per_image)[0])
+    assert len(drawn.labels) >= 18 and len(drawn.labels.unique()) >= 2
+    assert drawn.images.unique().tolist() == [0, 1]
     found = head.bbox_loss(x, sampled)
     expected = slow_losses(head, x, sampled, drawn, before)
     losses = found["loss_bbox"]
@@ -164,7 +168,6 @@ def test_a_step_collects_before_it_draws(head):
     losses = expected.bbox_loss(pyramid(), sampled_rois(head, two_images()))["loss_bbox"]
     found = head.loss(pyramid(), proposals(), two_images())
     assert found["loss_cls"] == losses["loss_cls"] and found["loss_bbox"] == losses["loss_bbox"]
-    assert head.class_features.draws.step == 1
 
 
 def test_mask_loss_and_published_names_are_those_of_the_plain_head():
@@ -173,7 +176,7 @@ def test_mask_loss_and_published_names_are_those_of_the_plain_head():
     head.collect(pyramid(), two_images())
     state = {f"roi_head.{name}": value for name, value in head.state_dict().items()}
     left = {name for name in state if name.startswith(UNPUBLISHED)}
-    assert left == {"roi_head.class_features.draws.step", "roi_head.class_features._extra_state"}
+    assert left == {"roi_head.class_features._extra_state"}
     kept = {name.removeprefix("roi_head."): state[name] for name in state.keys() - left}
     plain.load_state_dict(kept, strict=True)
     found, expected = (each.loss(pyramid(), proposals(), two_images()) for each in (head, plain))
@@ -204,15 +207,16 @@ def test_resume_is_exact(head, tmp_path):
     assert torch.equal(resumed.bbox_head.loss_cls.mean_score, head.bbox_head.loss_cls.mean_score)
 
 
-@pytest.mark.parametrize("part", ["features", "box_targets", "num_filled", "pointers", "draws", "mean_score"])
+@pytest.mark.parametrize("part", ["features", "box_targets", "num_filled", "pointers", "mean_score"])
 def test_every_part_of_the_state_is_needed_for_that(head, part):
     """A checkpoint that left it out would go on with what a new head has, and train something else."""
+    head.class_features.sampled_num_features = 12  # so that old rows are among those drawn
     new = copy.deepcopy(head)
     train(head, range(2))
     whole, empty = head.state_dict(), new.state_dict()
-    names = {"draws": "class_features.draws.step", "mean_score": "bbox_head.loss_cls.mean_score"}
-    if part in names:
-        whole |= {names[part]: empty[names[part]].clone()}
+    if part == "mean_score":
+        name = f"bbox_head.loss_cls.{part}"
+        whole |= {name: empty[name].clone()}
     elif part == "num_filled":
         whole |= {"class_features._extra_state": empty["class_features._extra_state"]}
     else:

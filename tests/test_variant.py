@@ -60,7 +60,7 @@ def test_an_epoch_that_is_named_is_not_moved() -> None:
 def test_head_settings_go_to_their_place() -> None:
     loce = method_of(run_of(method="loce", head={"queue_size": 5, "synchronize": False})).training_roi_head
     assert loce is not None and loce["type"] == "twodrcl.MemoryRoIHead"
-    expected = {"queue_size": 5, "sampled_num_classes": 8, "sampled_num_features": 4, "synchronize": False}
+    expected = {"queue_size": 5, "sampled_num_classes": 4, "sampled_num_features": 4, "synchronize": False}
     assert loce["memory"] == expected
     passes = {"head": {"pass_weights": [0.5, 0.5]}, "loss": {"n_iter": 2}}
     pcb = method_of(run_of(method="pcb", **passes)).roi_head

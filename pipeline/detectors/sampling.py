@@ -33,11 +33,16 @@ class KeyedRandomSampler(RandomSampler):
     def sample(
         self, assign_result: Any, pred_instances: InstanceData, gt_instances: InstanceData, **kwargs: Any
     ) -> Any:
-        """As RandomSampler.sample; without a key the global generator draws (plain mmdet behaviour)."""
+        """As RandomSampler.sample; without a key the global generator draws (plain mmdet behaviour).
+
+        What is returned has the key too, for whoever draws something else for the image later in the step.
+        """
         key = gt_instances.metainfo.get(KEY)
         # not torch's: on the CPU it looks at the last 32 bits of a seed only
         self._generator = None if key is None else np.random.Generator(np.random.Philox(key=int(key)))
-        return super().sample(assign_result, pred_instances, gt_instances, **kwargs)
+        sampled = super().sample(assign_result, pred_instances, gt_instances, **kwargs)
+        setattr(sampled, KEY, key)
+        return sampled
 
     def random_choice(self, gallery: Tensor, num: int) -> Tensor:
         """`num` of the (N,) positions in `gallery`, without repetition."""

@@ -1,23 +1,23 @@
 """Memory-augmented feature sampling of LOCE (Feng et al., ICCV 2021); official: fcjian/LOCE,
 mmdet/models/utils/mfs.py.
 
-For every class the RoI features of its latest objects are kept, in a ring, and every step some classes are
-drawn, the lower their mean score the likelier, whose kept features join the RoIs of the batch.  So a rare
+For every class the RoI features of its latest objects are kept, in a ring, and for every image some classes
+are drawn, the lower their mean score the likelier, whose kept features join the RoIs of the batch.  So a rare
 class is trained long after its object was seen.
 
-R = rows stored at once, C = foreground classes, Q = rows kept per class, F = shape of a feature (256, 7, 7).
+R = rows stored at once, B = images of this process, C = foreground classes, Q = rows kept per class,
+F = shape of a feature (256, 7, 7).
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import MismatchedInput
-from pipeline.finetune.step_draws import StepDraws
 from pipeline.finetune.weak_classes import draw_classes
 
 SCORE_FLOOR = 1e-7  # added to a mean score before it is inverted, as in the official code
@@ -50,6 +50,15 @@ def gather_rows_of_any_number(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(parts, numbers, strict=True)])
 
 
+class SampledRows(NamedTuple):
+    """Rows drawn from the memory."""
+
+    features: Tensor  # (S, *F)
+    labels: Tensor  # (S,) int64
+    box_targets: Tensor  # (S, 4)
+    images: Tensor  # (S,) int64 in 0..B-1, for which they were drawn
+
+
 class FeatureMemory(nn.Module):
     """The latest Q features of every class with their box targets, in the host's memory.
 
@@ -62,8 +71,8 @@ class FeatureMemory(nn.Module):
         num_classes: C.
         feature_shape: F.
         queue_size: Q, the latest rows that are kept of every class.
-        sampled_num_classes, sampled_num_features: classes drawn a step, and rows of each.
-        seed: of the draws, see StepDraws.
+        sampled_num_classes, sampled_num_features: classes drawn for an image, and rows of each.  The official
+            code draws 8 classes for a process, which has 2 images.
         synchronize: store the rows of all processes.  False stores a process's own, as the official code
             does; a resumed run then gives every process the rows of the first.  True makes `store` a
             collective: every process calls it once a step.
@@ -74,9 +83,8 @@ class FeatureMemory(nn.Module):
         num_classes: int,
         feature_shape: Sequence[int] = (256, 7, 7),
         queue_size: int = 80,
-        sampled_num_classes: int = 8,
+        sampled_num_classes: int = 4,
         sampled_num_features: int = 4,
-        seed: int = 0,
         synchronize: bool = True,
     ) -> None:
         super().__init__()
@@ -87,7 +95,6 @@ class FeatureMemory(nn.Module):
         self.box_targets = torch.zeros(num_classes, queue_size, 4)
         self.num_filled = torch.zeros(num_classes, dtype=torch.int64)  # rows 0..n-1 of a class hold something
         self.pointers = torch.zeros(num_classes, dtype=torch.int64)  # where the next row of a class goes
-        self.draws = StepDraws(seed)
 
     @torch.no_grad()
     def store(self, features: Tensor, labels: Tensor, box_targets: Tensor) -> None:
@@ -122,29 +129,34 @@ class FeatureMemory(nn.Module):
         kept = kept[ranks_in_class(classes[kept], self.num_classes) < self.queue_size]
         return kept.to(labels.device)
 
+    @property
+    def draws_per_image(self) -> tuple[int, int]:
+        """Shape of the numbers that `sample` needs for an image: K classes, each with its rows."""
+        return self.sampled_num_classes, 1 + self.sampled_num_features
+
     @torch.no_grad()
-    def sample(self, mean_score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, mean_score: Tensor, uniform: Tensor) -> SampledRows:
         """Draw weak classes, and rows of each, all with replacement; none of a class without rows.
 
         Args:
             mean_score: (C + 1,), see `pipeline.finetune.loce`; background has no part in it.
+            uniform: (B, *draws_per_image) numbers in [0, 1), on the CPU.
 
         Returns:
-            (S, *F) features, (S,) int64 labels and (S, 4) box targets on the device of `mean_score`; S is up
-            to `sampled_num_classes` x `sampled_num_features`.
+            On the device of `mean_score`; S is up to B x `sampled_num_classes` x `sampled_num_features`.
         """
-        shape = (self.sampled_num_classes, 1 + self.sampled_num_features)  # a class, and its rows
-        uniform = torch.rand(shape, generator=self.draws.generator())
-        classes = draw_classes(1 / (mean_score[:-1].double().cpu() + SCORE_FLOOR), uniform[:, 0])
-        num_filled = self.num_filled[classes][:, None]  # (8) -> (8, 1)
+        choice, place = uniform[..., 0], uniform[..., 1:]
+        classes = draw_classes(1 / (mean_score[:-1].double().cpu() + SCORE_FLOOR), choice.flatten())
+        classes = classes.reshape(*choice.shape, 1)  # (B K) -> (B, K, 1)
         # below n: the largest float32 number below 1 is 1 - 2^-24
-        slots = (uniform[:, 1:] * num_filled).long()
-        labels = classes[:, None].expand_as(slots)
-        has_rows = (num_filled > 0).expand_as(slots)
-        labels, slots = labels[has_rows], slots[has_rows]  # (8, 4) -> (S)
+        slots = (place * self.num_filled[classes]).long()
+        labels = classes.expand_as(slots)
+        images = torch.arange(len(slots))[:, None, None].expand_as(slots)  # (B) -> (B, K, 4)
+        has_rows = self.num_filled[labels] > 0
+        labels, slots, images = labels[has_rows], slots[has_rows], images[has_rows]  # (B, K, 4) -> (S)
         features = self.features[labels, slots].reshape(-1, *self.feature_shape)  # (S, F) -> (S, *F)
-        device = mean_score.device
-        return features.to(device), labels.to(device), self.box_targets[labels, slots].to(device)
+        found = (features, labels, self.box_targets[labels, slots], images)
+        return SampledRows(*(part.to(mean_score.device) for part in found))
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The filled rows and where to go on, as part of the state dict."""

@@ -1,18 +1,18 @@
 """Feature hallucination of BACL (Qi et al., TMM 2024); official: Tianhao-Qi/BACL,
 mmdet/models/roi_heads/bbox_heads/fhm_convfc_bbox_head.py.
 
-For every class a running mean and variance of the classifier's input is kept.  Every step some classes are
-drawn, the less the true class stands out the likelier, and features drawn from their Gaussians are
+For every class a running mean and variance of the classifier's input is kept.  For every image some classes
+are drawn, the less the true class stands out the likelier, and features drawn from their Gaussians are
 classified beside those of the batch.
 
-R = rows collected at once, C = foreground classes, D = width of the classifier's input.
+R = rows collected at once, B = images of this process, C = foreground classes, D = width of the classifier's
+input.
 """
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.finetune.head_contract import sum_over_processes
-from pipeline.finetune.step_draws import StepDraws
 from pipeline.finetune.weak_classes import draw_classes
 
 
@@ -47,16 +47,16 @@ def mean_and_variance(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class FeatureHallucination(nn.Module):
     """Gaussians of the classifier's inputs, one per class.
 
-    Differences from the official code: it collects per process and draws from numpy's and torch's global
+    Differences from the official code: it collects and draws per process, from numpy's and torch's global
     generators, so that neither two processes nor a resumed run repeat one; here all processes keep the same
-    numbers, and the draws follow from seed, process and step.
+    numbers, and whoever calls `sample` draws for each image.
 
     Args:
         num_classes: C.
         feature_width: D.
         decay_ratio: weight of a step in the running mean and variance, in (0, 1]; the first counts fully.
-        sampled_num_classes, sampled_num_features: classes drawn a step, and features of each.
-        seed: of the draws, see StepDraws.
+        sampled_num_classes, sampled_num_features: classes drawn for an image, and features of each.  The
+            official code draws 8 classes for a process, which has 2 images.
         synchronize: collect over all processes; False is the official way, and a resumed run then gives every
             process the numbers of the first.  True makes `collect` a collective: every process calls it once
             a step.
@@ -71,9 +71,8 @@ class FeatureHallucination(nn.Module):
         num_classes: int,
         feature_width: int = 1024,
         decay_ratio: float = 0.1,
-        sampled_num_classes: int = 8,
+        sampled_num_classes: int = 4,
         sampled_num_features: int = 12,
-        seed: int = 0,
         synchronize: bool = True,
     ) -> None:
         super().__init__()
@@ -82,7 +81,6 @@ class FeatureHallucination(nn.Module):
         self.register_buffer("feature_prototype", torch.zeros(num_classes, feature_width))
         self.register_buffer("feature_variance", torch.zeros(num_classes, feature_width))
         self.register_buffer("feature_used", torch.zeros(num_classes))
-        self.draws = StepDraws(seed)
 
     @torch.no_grad()
     def collect(self, features: Tensor, labels: Tensor) -> None:
@@ -99,22 +97,33 @@ class FeatureHallucination(nn.Module):
         self.feature_variance.copy_(rate * variance + (1 - rate) * self.feature_variance)
         self.feature_used.copy_(self.feature_used.maximum((number > 0)[:, 0].float()))
 
+    @property
+    def draws_per_image(self) -> tuple[int]:
+        """Shape of what chooses the classes of an image."""
+        return (self.sampled_num_classes,)
+
+    @property
+    def noise_per_image(self) -> tuple[int, int, int]:
+        """Shape of the normal numbers of an image."""
+        width = self.feature_prototype.shape[1]
+        return self.sampled_num_classes, self.sampled_num_features, width
+
     @torch.no_grad()
-    def sample(self, correct_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, correct_ratio: Tensor, choice: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw weak classes with replacement, and features of each.
 
         Args:
             correct_ratio: (C,) in [0, 1], see `FCBLLoss.correct_ratio`.
+            choice: (B, sampled_num_classes) numbers in [0, 1).
+            noise: (B, sampled_num_classes, sampled_num_features, D) of a standard normal.
 
         Returns:
             (S, D) features, (S,) int64 labels and (S,) label weights, 0 for classes not collected yet: the
-            host does not know how many to drop.  S = `sampled_num_classes` x `sampled_num_features`.
+            host does not know how many to drop.  S = B x `sampled_num_classes` x `sampled_num_features`.
         """
-        width, device = self.feature_prototype.shape[1], self.feature_prototype.device
-        generator = self.draws.generator(device)
-        choice = torch.rand(self.sampled_num_classes, generator=generator, device=device)
-        classes = draw_classes(1 - correct_ratio, choice)
-        labels = classes.repeat_interleave(self.sampled_num_features)  # (8) -> (S)
-        noise = torch.randn(len(labels), width, generator=generator, device=device)
+        device = self.feature_prototype.device
+        classes = draw_classes(1 - correct_ratio, choice.flatten().to(device, non_blocking=True))
+        labels = classes.repeat_interleave(self.sampled_num_features)  # (B 4) -> (S)
+        noise = noise.flatten(0, 2).to(device, non_blocking=True)  # (B, 4, 12, D) -> (S, D)
         features = self.feature_prototype[labels] + self.feature_variance[labels].sqrt() * noise
         return features, labels, self.feature_used[labels]

@@ -78,7 +78,7 @@ class Method:
     warmup_iterations: int = 500  # linear, at the reference schedule
     warmup_start_factor: float = 0.001  # of the learning rate, at the first iteration
     roi_head: dict[str, Any] | None = None  # what to merge into mmdet's RoI head
-    training_roi_head: dict[str, Any] | None = None  # the same, for training alone: it also gets the seed
+    training_roi_head: dict[str, Any] | None = None  # the same, for training alone
     epochs: int = 12  # of its authors, on LVIS v1; of the first stage where there are two
     milestones: tuple[int, ...] = (8, 11)  # finished epochs after which the rate drops by ten
     second_stage: SecondStage | None = None

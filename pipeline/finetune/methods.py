@@ -361,7 +361,8 @@ _ENTRIES = (
         sampler="random",
         training_roi_head={
             "type": f"{SCOPE}.MemoryRoIHead",
-            "memory": {"queue_size": 80, "sampled_num_classes": 8, "sampled_num_features": 4},
+            # classes are drawn for an image; the authors draw 8 for the 2 images of a process
+            "memory": {"queue_size": 80, "sampled_num_classes": 4, "sampled_num_features": 4},
         },
         reference=(
             "Feng et al., Exploring Classification Equilibrium, ICCV 2021; "
@@ -389,7 +390,8 @@ _ENTRIES = (
         sampler="random",
         training_roi_head={
             "type": f"{SCOPE}.HallucinationRoIHead",
-            "hallucination": {"decay_ratio": 0.1, "sampled_num_classes": 8, "sampled_num_features": 12},
+            # classes are drawn for an image; the authors draw 8 for the 2 images of a process
+            "hallucination": {"decay_ratio": 0.1, "sampled_num_classes": 4, "sampled_num_features": 12},
         },
         reference=(
             "Qi et al., Balanced Classification, TMM 2024; "

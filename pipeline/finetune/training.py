@@ -1,6 +1,6 @@
 """From a plan to a running fine-tuning with one long-tailed method, and to its detector."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,8 @@ def build_untrained(plan: FinetunePlan) -> nn.Module:
     """The detector before any weights are loaded; raises what its loss has against the annotations."""
     config = training_config(plan.model_config())
     if plan.method.training_roi_head is not None:
-        config["roi_head"] |= _with_seed(plan.method.training_roi_head, plan.job.seed)
+        config["roi_head"] |= plan.method.training_roi_head
     return build_model(config, plan.job.seed)
-
-
-def _with_seed(roi_head: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What a RoI head keeps of the classes draws from it, as the run's seed decides."""
-    return {
-        key: {**value, "seed": seed} if isinstance(value, dict) else value for key, value in roi_head.items()
-    }
 
 
 def build_detector(plan: FinetunePlan) -> tuple[nn.Module, LoadReport]:

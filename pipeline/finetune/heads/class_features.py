@@ -1,8 +1,10 @@
 """What the second stages of LOCE and BACL add to a RoI head: features of boxes around every object.
 
 Both keep, class by class, something of these features, and give some of it back to the box head in every
-step.  The boxes of an image follow from the key of its draw, as its RoI samples do
-(`pipeline.detectors.sampling`): neither a resume nor the number of processes changes them.
+step.  The boxes of an image, and what is given back for it, follow from the key of its draw, as its RoI
+samples do (`pipeline.detectors.sampling`): neither a resume nor the number of processes changes them.  The
+official codes draw for each process, whose two images they do not look at: with more processes they give back
+more, and what they count of it is another state.
 
 R = boxes around the objects of all images, 16 each; F = shape of a RoI feature (256, 7, 7).
 """
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
@@ -55,10 +58,34 @@ def boxes_around_objects(samples: Sequence[DetDataSample]) -> AroundObjects:
 
 def _lengths(instances: InstanceData) -> Tensor:
     """(1, 64) numbers in [0, 1): one set for all objects of an image, as in the official codes."""
-    key = instances.metainfo.get(KEY)
-    # its own words in the key: the samplers of RPN and RoIs draw from the number alone
-    generator = None if key is None else seeded_generator("boxes around objects", int(key))
+    generator = _generator("boxes around objects", instances.metainfo.get(KEY))
     return torch.rand(1, 4 * NUM_JITTERED, generator=generator).to(instances.bboxes.device)
+
+
+def _generator(purpose: str, key: int | None) -> torch.Generator | None:
+    # its own words in the key: the samplers of RPN and RoIs draw from the number alone
+    return None if key is None else seeded_generator(purpose, int(key))
+
+
+def draws_of_images(
+    sampling_results: Sequence[SamplingResult], num_uniform: Sequence[int], num_normal: Sequence[int] = (0,)
+) -> tuple[Tensor, Tensor]:
+    """What is drawn for each image of a batch, from its key.
+
+    Args:
+        sampling_results: of each image, B in all; of KeyedRandomSampler, else torch's generator draws.
+        num_uniform, num_normal: shapes of what one image needs.
+
+    Returns:
+        (B, *num_uniform) in [0, 1) and (B, *num_normal) of a standard normal, on the CPU.
+    """
+    draws = []
+    for sampled in sampling_results:
+        generator = _generator("class features", getattr(sampled, KEY, None))
+        uniform = torch.rand(*num_uniform, generator=generator)
+        draws.append((uniform, torch.randn(*num_normal, generator=generator)))
+    uniforms, normals = zip(*draws, strict=True)
+    return torch.stack(uniforms), torch.stack(normals)  # B x (...) -> (B, ...)
 
 
 class ClassFeaturesRoIHead(StandardRoIHead):

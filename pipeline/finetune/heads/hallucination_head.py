@@ -21,7 +21,11 @@ from torch import Tensor
 from pipeline.detectors.registry import MODELS
 from pipeline.finetune.bacl import FCBLLoss
 from pipeline.finetune.hallucination import FeatureHallucination
-from pipeline.finetune.heads.class_features import ClassFeaturesRoIHead, boxes_around_objects
+from pipeline.finetune.heads.class_features import (
+    ClassFeaturesRoIHead,
+    boxes_around_objects,
+    draws_of_images,
+)
 
 
 @MODELS.register_module()
@@ -74,7 +78,9 @@ class HallucinationRoIHead(ClassFeaturesRoIHead):
         rois = bbox2roi([sampled.priors for sampled in sampling_results])
         results = self._bbox_forward(x, rois)
         labels, label_weights, *box_targets = head.get_targets(sampling_results, self.train_cfg)
-        features, drawn_labels, drawn_weights = self.class_features.sample(head.loss_cls.correct_ratio())
+        kept = self.class_features
+        drawn = draws_of_images(sampling_results, kept.draws_per_image, kept.noise_per_image)
+        features, drawn_labels, drawn_weights = kept.sample(head.loss_cls.correct_ratio(), *drawn)
         cls_score = torch.cat([results["cls_score"], head.fc_cls(features)])  # (N, K), (S, K) -> (N + S, K)
         all_labels = torch.cat([labels, drawn_labels])  # (N), (S) -> (N + S)
         all_weights = torch.cat([label_weights, drawn_weights])

@@ -2,7 +2,7 @@
 mmdet/models/roi_heads/loce_roi_head.py.
 
 In every step the RoI features of boxes around the objects go to a memory, and features that the memory kept
-of weak classes join the RoIs of the batch, with class and box loss.  The mean scores that the loss and the
+of weak classes join the RoIs of each image, with class and box loss.  The mean scores that the loss and the
 draw go by are updated before the loss.  The mask head sees the RoIs of the batch only.
 
 N = RoIs of the batch, S = rows drawn from the memory, C = foreground classes, F = shape of a RoI feature.
@@ -19,19 +19,24 @@ from mmdet.structures.bbox import bbox2roi
 from torch import Tensor
 
 from pipeline.detectors.registry import MODELS
-from pipeline.finetune.feature_memory import FeatureMemory
-from pipeline.finetune.heads.class_features import ClassFeaturesRoIHead, boxes_around_objects
+from pipeline.finetune.feature_memory import FeatureMemory, SampledRows
+from pipeline.finetune.heads.class_features import (
+    ClassFeaturesRoIHead,
+    boxes_around_objects,
+    draws_of_images,
+)
 from pipeline.finetune.loce import UNGROUPED, EquilibriumLoss
 
 
 def object_groups(
-    sampling_results: Sequence[SamplingResult], drawn_labels: Tensor, num_classes: int
+    sampling_results: Sequence[SamplingResult], drawn: SampledRows, num_classes: int
 ) -> tuple[Tensor, int]:
     """Which object each RoI speaks for, see `EquilibriumLoss.update_mean_score`.
 
     Args:
         sampling_results: of each image, RoIs of objects first.
-        drawn_labels: (S,) int64; the rows of a class count as one object, as in the official code.
+        drawn: S rows; those of a class count as one object of the image that they were drawn for.  In the
+            official code those of a process do, so that its state depends on the number of processes.
         num_classes: C.
 
     Returns:
@@ -41,7 +46,8 @@ def object_groups(
     for sampled in sampling_results:
         groups += [sampled.pos_assigned_gt_inds + num_objects, torch.full_like(sampled.neg_inds, UNGROUPED)]
         num_objects += sampled.num_gts
-    return torch.cat([*groups, drawn_labels + num_objects]), num_objects + num_classes
+    of_drawn = num_objects + drawn.images * num_classes + drawn.labels
+    return torch.cat([*groups, of_drawn]), num_objects + len(sampling_results) * num_classes
 
 
 @MODELS.register_module()
@@ -89,14 +95,15 @@ class MemoryRoIHead(ClassFeaturesRoIHead):
         head, loss_cls = self.bbox_head, self.bbox_head.loss_cls
         rois = bbox2roi([sampled.priors for sampled in sampling_results])
         pooled = self.pooled(x, rois)
-        features, drawn_labels, drawn_targets = self.class_features.sample(loss_cls.mean_score)
-        cls_score, bbox_pred = head(torch.cat([pooled, features]))  # (N, *F), (S, *F) -> (N + S, ...)
+        uniform, _ = draws_of_images(sampling_results, self.class_features.draws_per_image)
+        drawn = self.class_features.sample(loss_cls.mean_score, uniform)
+        cls_score, bbox_pred = head(torch.cat([pooled, drawn.features]))  # (N, *F), (S, *F) -> (N + S, ...)
         labels, label_weights, targets, target_weights = head.get_targets(sampling_results, self.train_cfg)
-        labels = torch.cat([labels, drawn_labels])  # (N), (S) -> (N + S)
-        label_weights = torch.cat([label_weights, label_weights.new_ones(len(drawn_labels))])
-        targets = torch.cat([targets, drawn_targets])  # (N, 4), (S, 4) -> (N + S, 4)
-        target_weights = torch.cat([target_weights, torch.ones_like(drawn_targets)])
-        groups = object_groups(sampling_results, drawn_labels, head.num_classes)
+        labels = torch.cat([labels, drawn.labels])  # (N), (S) -> (N + S)
+        label_weights = torch.cat([label_weights, label_weights.new_ones(len(drawn.labels))])
+        targets = torch.cat([targets, drawn.box_targets])  # (N, 4), (S, 4) -> (N + S, 4)
+        target_weights = torch.cat([target_weights, torch.ones_like(drawn.box_targets)])
+        groups = object_groups(sampling_results, drawn, head.num_classes)
         loss_cls.update_mean_score(cls_score, labels, *groups)
         losses = head.loss(cls_score, bbox_pred, rois, labels, label_weights, targets, target_weights)
         return {"loss_bbox": losses, "bbox_feats": pooled}
