@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.structures import InstanceData
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipeline.detectors  # the operators come first
@@ -67,8 +68,9 @@ class Row:
     seconds: float
     over_base: float  # of the base's steps in turns with these
     flops: int
-    kept: int  # bytes; of a GPU the peak
-    state: int  # bytes
+    kept: int  # bytes; of a CPU
+    state: int  # bytes; of a CPU
+    peak: int  # bytes
 
 
 def main() -> None:
@@ -81,7 +83,8 @@ def main() -> None:
     setting = f"{args.batch} images of {args.size[1]} x {args.size[0]}, ResNet-{args.depth}"
     print(f"{setting}, {device.type}, {args.steps} rounds")
     print(
-        "step                          ms   images/s   time  arithmetic  GFLOP/image  TFLOP/s   kept  state"
+        "step                          ms   images/s   time  arithmetic  GFLOP/image  TFLOP/s"
+        "   kept  state   peak memory"
     )
     base = _case(BASE, variants.pop(BASE), args, device)
     first = _measured(base, None, batch, args.steps)
@@ -101,7 +104,9 @@ def _measured(case: Case, base: Case | None, batch: PretrainBatch, steps: int, b
     """A row; `before`: bytes on the GPU that are not the case's."""
     device = batch.query.device
     case.step(batch)  # the optimizer's state comes into being
-    kept = _kept(case, batch, device, before)
+    on_cpu = device.type == "cpu"
+    kept, state = (_kept(case, batch), _state(case)) if on_cpu else (0, 0)
+    peak = _peak(case, batch) if on_cpu else _peak_of_gpu(case, batch, before)
     with FlopCounterMode(display=False) as counter:
         case.step(batch)
     own, others = [], []
@@ -116,7 +121,8 @@ def _measured(case: Case, base: Case | None, batch: PretrainBatch, steps: int, b
         ratio,
         counter.get_total_flops(),
         kept,
-        0 if device.type == "cuda" else _state(case),
+        state,
+        peak,
     )
 
 
@@ -124,7 +130,8 @@ def _print(row: Row, base: Row, images: int) -> None:
     speed = f"{row.name:24s} {row.seconds * 1e3:7.0f} {images / row.seconds:10.3f}"
     ratios = f"{row.over_base:7.2f} {row.flops / base.flops:11.2f}"
     work = f"{row.flops / images / 1e9:12.1f} {row.flops / row.seconds / 1e12:9.3f}"
-    print(f"{speed} {ratios} {work} {row.kept / 2**30:6.2f} {row.state / 2**30:6.2f}", flush=True)
+    memory = " ".join(f"{size / 2**30:6.2f}" for size in (row.kept, row.state, row.peak))
+    print(f"{speed} {ratios} {work} {memory} {row.peak / base.peak:6.2f}", flush=True)
 
 
 def _state(case: Case) -> int:
@@ -135,12 +142,30 @@ def _state(case: Case) -> int:
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
-def _kept(case: Case, batch: PretrainBatch, device: torch.device, before: int) -> int:
-    """Bytes: the peak on a GPU, or on a CPU what the forward pass leaves for the backward pass."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def _peak_of_gpu(case: Case, batch: PretrainBatch, before: int) -> int:
+    """Bytes; `before` are not the case's."""
+    torch.cuda.reset_peak_memory_stats()
+    case.step(batch)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak(case: Case, batch: PretrainBatch) -> int:
+    """Bytes at the worst moment of a step: the state, of which the gradients come and go, and all else."""
+    case.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    level = peak = _state(case)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         case.step(batch)
-        return torch.cuda.max_memory_allocated() - before
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()  # freed: negative
+        peak = max(peak, level)
+    return peak
+
+
+def _kept(case: Case, batch: PretrainBatch) -> int:
+    """Bytes that the forward pass leaves for the backward pass."""
     kept: dict[int, int] = {}
     state = {t.untyped_storage().data_ptr() for t in (*case.model.parameters(), *case.model.buffers())}
 

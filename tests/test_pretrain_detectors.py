@@ -139,10 +139,14 @@ def test_no_pass_touches_the_statistics_of_the_backbones_batch_norm(detector: st
     model = model_of(detector, norm="frozen-bn")
     trunk: Any = model.detector.encoder.backbone
     before = {name: value.clone() for name, value in trunk.named_buffers()}
-    passes: list[int] = []
-    trunk.register_forward_hook(lambda module, given, out: passes.append(1))
+    passes: dict[str, int] = {"layer1": 0, "layer4": 0}
+    for name in passes:
+        trunk.get_submodule(name).register_forward_pre_hook(
+            lambda module, given, name=name: passes.update({name: passes[name] + 1})
+        )
     two_steps(model)
-    assert len(passes) == 4  # two in each step: the query view, and the masked reconstruction
+    # in each step the query view and the masked reconstruction, the latter's first stage once more
+    assert passes == {"layer1": 6, "layer4": 4}
     assert len(before) > 20
     assert all(torch.equal(value, before[name]) for name, value in trunk.named_buffers())
 

@@ -253,11 +253,13 @@ def test_which_term_reaches_which_module(term):
 def test_gradient_of_the_target_of_semantic_reconstruction(detach):
     """Beside the way through the generator, f(x) is reached as the target alone, if eq. 6 is literal."""
     model, batch = toy_model(tiny_settings(reconstruction={"detach_target": detach})), toy_batch(0)
-    model.generator, passes = Repeat(batch.query), []
+    model.generator, passes, last = Repeat(batch.query), [], []
     model.detector.backbone.register_forward_hook(lambda module, args, levels: passes.append(levels))
+    model.detector.backbone.stages[-1].register_forward_hook(lambda module, args, maps: last.append(maps))
     sr = model.terms(batch)["sr"]
-    assert len(passes) == 2  # one query forward serves every term; SR adds the masked one
-    gradients = torch.autograd.grad(sr, passes[0], allow_unused=True)
+    assert len(last) == 2  # one query forward serves every term; SR adds the masked one
+    (levels,) = passes
+    gradients = torch.autograd.grad(sr, levels, allow_unused=True)
     assert [g is not None and bool(g.abs().max() > 0) for g in gradients] == [not detach] * 4
 
 

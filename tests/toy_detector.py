@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
 from pipeline.data.photometric_draws import PhotometricSettings
@@ -33,11 +34,16 @@ class ToyBackbone(nn.Module):
             for i, (a, b) in enumerate(zip((8, *WIDTHS[:-1]), WIDTHS, strict=True))
         )
 
+    def first_stage(self, images):
+        return torch.relu(self.stages[0](torch.relu(self.stem(images))))
+
     def forward(self, images):
-        levels, maps = [], torch.relu(self.stem(images))
-        for stage in self.stages:
-            maps = torch.relu(stage(maps))
-            levels.append(maps)
+        return self.after(self.first_stage(images))
+
+    def after(self, maps):
+        levels = [maps]
+        for stage in self.stages[1:]:
+            levels.append(torch.relu(stage(levels[-1])))
         return tuple(levels)
 
 
@@ -49,6 +55,12 @@ class ToyEncoder(nn.Module):
     def trunk(self, images, bf16=False):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return self.backbone(images)
+
+    def trunk_again(self, images, bf16=False):
+        backbone = self.backbone
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            maps = checkpoint(backbone.first_stage, images, use_reentrant=False, preserve_rng_state=False)
+            return backbone.after(maps)
 
     def pyramid(self, levels, bf16=False):
         with torch.autocast(levels[0].device.type, torch.bfloat16, enabled=bf16):

