@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny_atss
 import torch
-import torch.nn.functional as F
 from conftest import TINY, write_params
 from syncs import Syncs
-from tiny_atss import CANVAS_WH, ONE_OBJECT, TWO_OBJECTS, detector
+from tiny_atss import CANVAS_WH, detector
+from tiny_pretraining import batch_of
 from torch import Tensor
 from toy_detector import tiny_settings
 
@@ -32,7 +32,6 @@ from pipeline.pretrain.settings import PretrainSettings
 from pipeline.pretrain.training import PretrainJob, PretrainPlan
 from pipeline.pretrain.training import build_trainer as build_pretraining
 from pipeline.pretrain.training import publish as publish_pretrained
-from pipeline.pretrain.views import PretrainBatch
 from pipeline.settings import build
 from stages import finetune as command
 
@@ -67,27 +66,6 @@ def model_of(*terms: str, precision: str = "fp32") -> TwoDRCL:
     parts = OneStageModel(detector(), branch() if "lcl" in terms else None)
     with seeded(0):
         return TwoDRCL(parts, tiny_settings(terms=terms, precision=precision), (8, 16), lambda b: b).train()
-
-
-def batch_of(seed: int) -> PretrainBatch:
-    random = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(2, 2, 3, 4, 6, generator=random)
-    query, key = (F.interpolate(c, size=(CANVAS_WH[1], CANVAS_WH[0]), mode="bilinear") for c in coarse)
-    boxes = torch.tensor([[4.0, 4, 30, 30], [20, 10, 60, 50], [1, 2, 90, 60]]).repeat(2, 1, 1)
-    sizes = torch.tensor([[90.0, 60], [96, 64]])
-    return PretrainBatch(
-        query=query,
-        key=key,
-        query_wh=sizes,
-        key_wh=sizes,
-        query_boxes=boxes,
-        key_boxes=boxes,
-        masks=(boxes / 2 + boxes[..., :2].repeat(1, 1, 2) / 2).long(),
-        valid=torch.ones(2, 3, dtype=torch.bool),
-        image_ids=torch.tensor([3, 4]) + 10 * seed,
-        targets=[ONE_OBJECT, TWO_OBJECTS],
-        canvas_wh=CANVAS_WH,
-    )
 
 
 def two_steps(model: TwoDRCL) -> dict[str, Tensor]:
