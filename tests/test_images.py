@@ -2,15 +2,20 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
 
+from pipeline.data import images
 from pipeline.data.images import MAX_PIXELS, check_files, read_image
 from pipeline.errors import InputError, MissingInput
+
+assert torchvision  # with it, JPEGs are torchvision's
 
 
 def scene(width: int = 96, height: int = 64) -> np.ndarray:
@@ -73,6 +78,21 @@ def test_lossless_files_give_their_exact_pixels_whatever_their_name(
 def test_lossy_files_give_nearly_their_pixels(tmp_path: Path, kind: str, options: dict) -> None:
     found = read_image(saved(tmp_path, encoded(scene(), kind, quality=95, **options)), (96, 64))
     assert np.abs(found.astype(int) - scene()).mean() < 3
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"quality": 30}, {"restart_marker_blocks": 3}])
+def test_a_usual_jpeg_has_the_pixels_that_pillow_finds(
+    tmp_path: Path, subsampling: int, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(textured()[:61, :83], "JPEG", subsampling=subsampling, **options)
+    monkeypatch.delitem(sys.modules, "torchvision")  # as in a command that has not loaded it
+    by_pillow = read_image(saved(tmp_path, content), (83, 61))
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "_rgb", None)  # of Pillow's pixels
+    found = read_image(saved(tmp_path, content), (83, 61))
+    np.testing.assert_array_equal(found, by_pillow)
+    assert found.flags.writeable and found.flags.c_contiguous
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """Decoding images: RGB uint8, stored orientation, exactly the size the annotations say, or an error.
 
-Pillow decodes: unlike OpenCV it refuses truncated files, and damaged JPEGs that libjpeg gives up on (about
-one in three with 40 flipped bytes; the others hold wrong colours, and no decoder notices).  EXIF orientation
-is ignored: COCO and LVIS boxes refer to the pixels as stored.  16 bits become the high 8.
+Pillow reads the headers, and all but the pixels of usual JPEGs, which torchvision decodes: to the same bytes,
+in four fifths of the time.  Unlike OpenCV both refuse truncated files, and damaged JPEGs that libjpeg gives
+up on (about one in three with 40 flipped bytes; the others hold wrong colours, of which libjpeg writes a line
+to stderr at most).  EXIF orientation is ignored: COCO and LVIS boxes refer to the pixels as stored.  16 bits
+become the high 8.
 """
 
 import os
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -39,10 +43,10 @@ def read_image(path: Path, size_wh: tuple[int, int] | None = None) -> np.ndarray
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, refused below, and of transparent palettes
-            with Image.open(path, formats=FORMATS) as image:
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 _check_orientation(image, path)
                 _check_size(image.size, size_wh, path)
-                return _rgb(image, path)
+                return _rgb_of_jpeg(file) if _is_for_torchvision(image) else _rgb(image, path)
     except FileNotFoundError:
         raise MissingInput(f"image {path} does not exist", "check data.*.images in params.yaml") from None
     except PermissionError:
@@ -53,6 +57,22 @@ def read_image(path: Path, size_wh: tuple[int, int] | None = None) -> np.ndarray
         raise InputError(f"image {path} claims more than {MAX_PIXELS} pixels") from None
     except Exception as problem:  # a damaged file makes Pillow raise anything: OSError, SyntaxError, KeyError
         raise InputError(f"image {path} cannot be decoded: {problem}", "fetch the file again") from None
+
+
+def _is_for_torchvision(image: Image.Image) -> bool:
+    """Where it is loaded, as it is with detectors: its import takes as long as decoding a thousand images."""
+    return image.format == "JPEG" and image.mode == "RGB" and "torchvision" in sys.modules
+
+
+def _rgb_of_jpeg(file: BinaryIO) -> np.ndarray:
+    """(H, W, 3) uint8.  Pillow would take pixels of four bytes, and two copies to make them three."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    file.seek(0)
+    content = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
+    pixels = decode_jpeg(content, ImageReadMode.RGB)
+    return np.asarray(pixels.permute(1, 2, 0).numpy())  # (3, H, W) as it lies in memory -> (H, W, 3)
 
 
 def _rgb(image: Image.Image, path: Path) -> np.ndarray:
