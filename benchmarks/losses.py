@@ -7,7 +7,8 @@ cross-entropy, interleaved in one run.
 A quarter of the RoIs are objects, their classes as frequent as the root of a long tail.  Each loss runs with
 the settings of its entry in the table of methods, in training mode, in the part of the schedule where it does
 most; the functions of `naive_losses.py` keep the same state.  Where both are free of draws their values are
-compared.
+compared.  `forced` is what the operations take that a definition forces (`loss_floors.py`), over those that
+cross-entropy's forces, on the CPU.
 
 Time is the median of the rounds.  Memory is the peak above what is live before the step (on a GPU that of
 torch's allocator; on the CPU that of the allocations in a profiler's trace, and freed memory is kept for the
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from loss_floors import FORCED as PARTS
+from loss_floors import blocks, floors
 from naive_losses import NAIVE
 from torch import Tensor
 
@@ -72,6 +75,7 @@ def main() -> None:
         for name in args.methods
         if name not in DRAWS
     }
+    parts, room = floors(ROIS, CLASSES, labels.cpu()), blocks(ROIS, CLASSES)
     seconds: dict[str, list[float]] = {}
     for one_round in range(args.rounds + 1):  # the first one warms up
         for name, case in cases.items():
@@ -79,6 +83,10 @@ def main() -> None:
             seconds.setdefault(name, []).extend([elapsed] if one_round else [])
             if name in naive and one_round and (name != LOOPS or one_round == 1):
                 seconds.setdefault(f"naive {name}", []).append(_step(naive[name], labels)[1])
+        for name, part in parts.items() if one_round and not args.gpu else ():
+            started = time.process_time()
+            part(*room)
+            seconds.setdefault(f"part {name}", []).append(time.process_time() - started)
     peaks = {name: _peak(case, labels) for name, case in cases.items()}
     peaks |= {f"naive {name}": _peak(case, labels) for name, case in naive.items() if name != LOOPS}
     _print({name: 1e3 * statistics.median(v) for name, v in seconds.items()}, peaks, values, device)
@@ -103,20 +111,25 @@ def _print(
 ) -> None:
     time_base, memory_base = ms["cross-entropy"], peaks["cross-entropy"]
     print(f"{ROIS} RoIs, {CLASSES} classes, {device.type}; x CE: times plain cross-entropy's")
-    head = f"{'':15s}{'ms':>8s}{'x CE':>7s}{'naive':>8s}{'faster':>8s}"
+    head = f"{'':15s}{'ms':>8s}{'x CE':>7s}{'forced':>8s}{'naive':>8s}{'faster':>8s}"
     print(f"{head}{'MiB':>7s}{'x CE':>6s}{'naive':>7s}  values differ by")
-    for name in (n for n in ms if not n.startswith("naive ")):
+    for name in (n for n in ms if not n.startswith(("naive ", "part "))):
         slow, large = ms.get(f"naive {name}"), peaks.get(f"naive {name}")
         naive = "" if slow is None else f"{slow:8.0f}{slow / ms[name]:7.1f}x"
-        time_text = f"{ms[name]:8.1f}{ms[name] / time_base:7.2f}{naive:16s}"
+        time_text = f"{ms[name]:8.1f}{ms[name] / time_base:7.2f}{_forced(name, ms):8s}{naive:16s}"
         memory = "" if large is None else f"{large:7.0f}"
         memory = f"{peaks[name]:7.0f}{peaks[name] / memory_base:6.2f}{memory:7s}"
         print(f"{name:15s}{time_text}{memory}  {_agreement(name, values)}")
     above = [n for n in values | dict.fromkeys(DRAWS) if n in ms]
     above = [n for n in above if max(ms[n] / time_base, peaks[n] / memory_base) > LIMIT]
-    print(f"above {LIMIT} x cross-entropy, and what forces it:" if above else f"none above {LIMIT}")
+    print(f"above {LIMIT} x cross-entropy, and what its definition adds:" if above else f"none above {LIMIT}")
     for name in above:
         print(f"  {name:10s}{FORCED[name]}")
+
+
+def _forced(name: str, ms: dict[str, float]) -> str:
+    own, base = (sum(ms.get(f"part {part}", 0) for part in PARTS[one]) for one in (name, "cross-entropy"))
+    return f"{own / base:8.2f}" if base else ""
 
 
 def _agreement(name: str, values: dict[str, tuple[float, float]]) -> str:

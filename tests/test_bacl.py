@@ -94,7 +94,10 @@ def test_matrix_equals_a_loop():
 
 def test_margins_are_antisymmetric_and_spare_the_background():
     loss = trained_loss()
-    margins = confusion_margins(confusion_matrix(loss.cm_numerator, loss.num_gt), 0.85)
+    confusion = confusion_matrix(loss.cm_numerator, loss.num_gt)
+    margins = confusion_margins(confusion, 0.85, torch.arange(6))
+    of_some = confusion_margins(confusion, 0.85, torch.tensor([1, 4]))
+    torch.testing.assert_close(of_some, margins[[1, 4, 6]])
     torch.testing.assert_close(margins, -margins.T)
     assert not margins[6].any() and not margins[:, 6].any()
     # class 2 has no RoI: its row counts as the floor

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pipeline.finetune import bacl, pcb, seesaw
+from pipeline.finetune import bacl, object_rows, pcb, seesaw
 from pipeline.finetune.acsl import spared_columns
 from pipeline.finetune.bacl import kept_columns
+from pipeline.finetune.object_rows import ObjectRows
 from pipeline.finetune.pcb import soft_target_losses
 
 LABELS = torch.tensor([0, 3, 3, 5, 6, 6, 6, 1])
@@ -25,8 +26,24 @@ def by_autograd(function, logits):
 def test_soft_target_losses_equal_autograd():
     logits, targets = 3 * random_numbers(8, 7), random_numbers(7, 7, seed=1).softmax(dim=1)
     targets[3] *= 0.4  # a column of Q that nothing was taken for leaves a part of the target out
-    expected = by_autograd(lambda z: -(targets[LABELS] * z.log_softmax(dim=1)).sum(dim=1), logits)
-    torch.testing.assert_close(soft_target_losses(logits, LABELS, targets), expected)
+    targets[6] = torch.eye(7)[6]
+    entropies = torch.tensor([0.5, 0.2, 0, 1, 0, 0.1, 0], dtype=torch.float64)
+
+    def definition(z):
+        return -(targets[LABELS] * z.log_softmax(dim=1)).sum(dim=1) - entropies[LABELS]
+
+    objects = ObjectRows(LABELS, 6)
+    assert objects.classes.tolist() == [0, 1, 3, 5]
+    tables = (table[[0, 1, 3, 5, 6]] for table in (targets, entropies))
+    found = soft_target_losses(logits, LABELS, objects, *tables)
+    torch.testing.assert_close(found, by_autograd(definition, logits))
+
+
+def test_object_rows_of_blocks():
+    objects = ObjectRows(LABELS, 6)
+    found = [objects.within(slice(first, first + 3), number) for first, number in ((0, 3), (3, 3), (6, 2))]
+    assert [at.tolist() for at, _ in found] == [[0, 1, 2], [0], [1]]
+    assert [objects.classes[places].tolist() for _, places in found] == [[0, 3, 3], [5], [1]]
 
 
 def test_spared_columns_equal_a_loop():
@@ -55,9 +72,9 @@ def test_kept_columns_equal_a_loop():
     ("module", "make"),
     [
         (seesaw, lambda: seesaw.SeesawLoss(6)),
-        (pcb, lambda: pcb.PCBLoss(6, start_epoch=0)),
-        (bacl, lambda: bacl.FCBLLoss(6, reweight=True)),
-        (bacl, lambda: bacl.FCBLLoss(6)),
+        (object_rows, lambda: pcb.PCBLoss(6, start_epoch=0)),
+        (object_rows, lambda: bacl.FCBLLoss(6, reweight=True)),
+        (object_rows, lambda: bacl.FCBLLoss(6)),
     ],
 )
 def test_rows_of_objects_alone_give_the_numbers_of_all_rows(monkeypatch, module, make):

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from syncs import Syncs
 from torch import nn
 
-from pipeline.finetune import bacl, pcb, seesaw
+from pipeline.finetune import object_rows, pcb, seesaw
 from pipeline.finetune.loce import EquilibriumLoss
 from pipeline.finetune.method import ClassCounts
 from pipeline.finetune.methods import METHODS
@@ -197,7 +197,7 @@ def test_only_background_has_a_finite_loss_that_trains(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_host_never_waits_for_a_gpu(name, monkeypatch):
-    for module in (bacl, pcb, seesaw):  # on a CPU they do, for the rows of objects
+    for module in (object_rows, pcb, seesaw):  # on a CPU they do, for the rows of objects
         monkeypatch.setattr(module, "rows_with_objects", lambda labels, num_classes: None)
     toy = Toy(name)
     loss, logits = toy.loss, toy.classifier(features(0, share(0, None))).detach().requires_grad_()

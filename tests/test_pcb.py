@@ -104,7 +104,7 @@ def test_equals_a_loop():
 def test_mixed_targets_are_cross_entropy_and_divergence(strength):
     confusion = random_logits(3, 3).softmax(dim=1)
     log_probs, labels = random_logits(6, 4).log_softmax(dim=1), torch.tensor([0, 1, 2, 2, 1, 3])
-    targets, entropies = mixed_targets(confusion, strength)
+    targets, entropies = mixed_targets(confusion, strength, torch.arange(3))
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(4, dtype=torch.float64))
     found = -(targets[labels] * log_probs).sum(dim=1) - entropies[labels]
     cross_entropy = F.nll_loss(log_probs, labels, reduction="none")
@@ -112,10 +112,12 @@ def test_mixed_targets_are_cross_entropy_and_divergence(strength):
     divergence = F.kl_div(log_probs[:5], pulled, reduction="none").sum(dim=1)
     torch.testing.assert_close(found[:5], (1 - strength) * cross_entropy[:5] + strength * divergence)
     torch.testing.assert_close(found[5], cross_entropy[5])  # background
+    of_some = mixed_targets(confusion, strength, torch.tensor([0, 2]))
+    torch.testing.assert_close(of_some, (targets[[0, 2, 3]], entropies[[0, 2, 3]]))
 
 
 def test_confusion_of_perfect_answers_changes_nothing():
-    targets, entropies = mixed_targets(torch.eye(3), 0.4)
+    targets, entropies = mixed_targets(torch.eye(3), 0.4, torch.arange(3))
     torch.testing.assert_close(targets, torch.eye(4))
     assert not entropies.any()
 

@@ -15,15 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.head_contract import (
-    BoxHeadLoss,
-    CountSource,
-    reduce_rois,
-    rows_with_objects,
-    sum_over_processes,
-)
+from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.object_rows import ObjectRows
 from pipeline.finetune.pcb import sum_class_softmax
-from pipeline.finetune.row_losses import LEFT_OUT, binary_losses
+from pipeline.finetune.row_losses import LEFT_OUT, MatrixOfRows, binary_losses
 
 CONFUSION_FLOOR = 1e-3  # Q below it counts as it; the official constant
 
@@ -33,10 +28,18 @@ def confusion_matrix(cm_numerator: Tensor, num_gt: Tensor) -> Tensor:
     return cm_numerator / num_gt.clamp(min=1)[:, None]
 
 
-def confusion_margins(confusion: Tensor, alpha: float) -> Tensor:
-    """alpha ln(Q_yj / Q_jy), and 0 for background: (C, C) -> (C + 1, C + 1), row: label, column: logit."""
-    log_confusion = F.pad(confusion.clamp(min=CONFUSION_FLOOR).log_().mul_(alpha), (0, 1, 0, 1))
-    return log_confusion - log_confusion.T.contiguous()  # (C + 1, C + 1)
+def confusion_margins(confusion: Tensor, alpha: float, classes: Tensor) -> Tensor:
+    """alpha ln(Q_yj / Q_jy), and 0 for background, of some labels y.
+
+    Args:
+        confusion: (C, C); alpha: factor; classes: (L,) int64, the labels.
+
+    Returns:
+        (L + 1, C + 1), row: label, the background last; column: logit.
+    """
+    taken = confusion.index_select(0, classes).clamp_(min=CONFUSION_FLOOR)  # (C, C) -> (L, C)
+    given = confusion.index_select(1, classes).clamp_(min=CONFUSION_FLOOR).T  # (C, C) -> (L, C)
+    return F.pad((taken / given).log_().mul_(alpha), (0, 1, 0, 1))  # (L, C) -> (L + 1, C + 1)
 
 
 @torch.no_grad()
@@ -131,26 +134,31 @@ class FCBLLoss(BoxHeadLoss):
     ) -> Tensor:
         """The loss of (N, C + 1) logits; `reduce_rois` explains the last three arguments."""
         logits = self.logits(cls_score)
-        losses = binary_losses(logits, labels, shifted=self._shifted(logits, labels).__getitem__)
+        losses = binary_losses(logits, labels, shifted=self._shifts(logits, labels))
         if self.training:
             self._count(logits, labels, label_weights)
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)
 
     @torch.no_grad()
-    def _shifted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The logits with the margins of the matrix as it is now, and out of reach where left out."""
+    def _shifts(self, logits: Tensor, labels: Tensor) -> MatrixOfRows:
+        """What gives the logits with the margins of the matrix as it is now, out of reach where left out."""
+        objects = ObjectRows(labels, self.num_classes)
         confusion = confusion_matrix(self.cm_numerator, self.num_gt)
-        margins = confusion_margins(confusion, self.alpha).to(logits.dtype)
+        margins = confusion_margins(confusion, self.alpha, objects.classes).to(logits.dtype)
         # Rows of background keep all columns.  The state decides on the device: asking it for a bool would
         # wait for the GPU.
         choosing = labels.where(self.is_reweighting, self.num_classes)
-        rows = rows_with_objects(labels, self.num_classes)
-        if rows is None:
-            kept = kept_columns(logits, choosing, self.prob_thr)
-            return margins.index_select(0, labels).add_(1 - kept, alpha=LEFT_OUT).add_(logits)
-        kept = kept_columns(logits.index_select(0, rows), choosing[rows], self.prob_thr)
-        added = margins.index_select(0, labels[rows]).add_(1 - kept, alpha=LEFT_OUT)  # (objects, C + 1)
-        return logits.index_add(0, rows, added)  # added, so that a NaN stays one
+
+        def of_rows(rows: slice) -> Tensor:
+            of_block = logits[rows]
+            at, places = objects.within(rows, len(of_block))
+            kept = kept_columns(
+                of_block.index_select(0, at), choosing[rows].index_select(0, at), self.prob_thr
+            )
+            added = margins.index_select(0, places).add_(1 - kept, alpha=LEFT_OUT)  # (objects, C + 1)
+            return of_block.index_add(0, at, added)  # added, so that a NaN stays one
+
+        return of_rows
 
     @torch.no_grad()
     def _count(self, logits: Tensor, labels: Tensor, label_weights: Tensor | None) -> None:

@@ -156,20 +156,6 @@ def reduce_rois(
     return losses.sum() / (max(len(losses), 1) if avg_factor is None else avg_factor)
 
 
-def rows_with_objects(labels: Tensor, num_classes: int) -> Tensor | None:
-    """Positions of the RoIs of objects, where it is cheap to know them; None: work on all rows.
-
-    On a CPU three of four rows, background, are saved.  A GPU would have to wait for their number.
-
-    Args:
-        labels: (N,) int64; num_classes: C.
-
-    Returns:
-        (objects,) int64 ascending, or None.
-    """
-    return (labels < num_classes).nonzero()[:, 0] if labels.device.type == "cpu" else None
-
-
 def sum_over_processes(values: Tensor) -> Tensor:
     """The sum over all processes, in every process; `values` itself where there is only one.
 

@@ -16,13 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.finetune.head_contract import (
-    BoxHeadLoss,
-    CountSource,
-    reduce_rois,
-    rows_with_objects,
-    sum_over_processes,
-)
+from pipeline.finetune.head_contract import BoxHeadLoss, CountSource, reduce_rois, sum_over_processes
+from pipeline.finetune.object_rows import ObjectRows, rows_with_objects
 from pipeline.finetune.row_losses import attach_gradients, in_blocks
 
 
@@ -67,47 +62,60 @@ def update_confusion(confusion: Tensor, sums: Tensor, counts: Tensor, momentum: 
 
 
 @torch.no_grad()
-def mixed_targets(confusion: Tensor, strength: float | Tensor) -> tuple[Tensor, Tensor]:
-    """What a RoI of each label shall answer: (1 - a) label + a t, t being column y of Q divided by its sum.
+def mixed_targets(confusion: Tensor, strength: float | Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """What a RoI of some labels shall answer: (1 - a) label + a t, t being column y of Q divided by its sum.
 
     (1 - a) CE + a KL of a RoI is the cross-entropy with that target less a times the entropy of t.
 
     Args:
         confusion: (C, C); a column of zeros has no target.
         strength: a, a number or ().
+        classes: (L,) int64, the labels.
 
     Returns:
-        (C + 1, C + 1), row y the target of label y, the background's itself; and (C + 1,), a times entropy.
+        (L + 1, C + 1), the targets of the labels, the background's, itself, last; and (L + 1,), a times
+        entropy.
     """
     tiny = torch.finfo(confusion.dtype).tiny
-    pulled = confusion / confusion.sum(dim=0).clamp(min=tiny)
-    entropies = -torch.linalg.vecdot(pulled, pulled.clamp(min=tiny).log_(), dim=0)  # (C, C) -> (C)
+    pulled = confusion.index_select(1, classes)  # (C, C) -> (C, L)
+    pulled /= pulled.sum(dim=0).clamp(min=tiny)
+    entropies = -torch.linalg.vecdot(pulled, pulled.clamp(min=tiny).log_(), dim=0)  # (C, L) -> (L)
     # transposed when it is whole: a transposed copy into a part of a matrix is slow
-    targets = F.pad(pulled.mul_(strength), (0, 1, 0, 1)).T.contiguous()  # (C, C) -> (C + 1, C + 1)
+    targets = F.pad(pulled.mul_(strength), (0, 1, 0, 1)).T.contiguous()  # (C, L) -> (L + 1, C + 1)
     targets[-1, -1] = strength
-    targets.diagonal().add_(1 - strength)
-    return targets, strength * F.pad(entropies, (0, 1))  # (C) -> (C + 1)
+    own = F.pad(classes, (0, 1), value=len(confusion))[:, None]  # (L) -> (L + 1, 1)
+    targets.scatter_add_(1, own, (1 - strength) * targets.new_ones(own.shape))
+    return targets, strength * F.pad(entropies, (0, 1))  # (L) -> (L + 1)
 
 
 @torch.no_grad()
-def soft_target_losses(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with the target of each label, and its gradient.
+def soft_target_losses(
+    logits: Tensor, labels: Tensor, objects: ObjectRows, targets: Tensor, entropies: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, of objects with the target of their label and less its entropy, and its gradient.
 
     Args:
-        logits: (N, K); labels: (N,) int64; targets: (labels, K), which need not sum to 1.
+        logits: (N, K); labels: (N,) int64; objects: the RoIs that have a target.
+        targets: (L + 1, K), which need not sum to 1; entropies: (L + 1,).
 
     Returns:
         (N,) losses and (N, K): probability times the target's sum, minus the target.
     """
-    sums = targets.sum(dim=1).index_select(0, labels)  # (labels, K) -> (labels) -> (N)
+    sums, column = targets.sum(dim=1), labels[:, None]  # (L + 1, K) -> (L + 1); (N) -> (N, 1)
 
     def of_rows(rows: slice, out: Tensor) -> Tensor:
-        wanted = targets.index_select(0, labels[rows])  # (labels, K) -> (n, K)
-        gaps = logits[rows].amax(dim=1, keepdim=True) - logits[rows]
+        of_block, own = logits[rows], column[rows]
+        largest = of_block.amax(dim=1)
         # -log p = gap - log of the largest p, which is at least 1 / K
-        of_largest = -torch.softmax(logits[rows], dim=1, out=out).amax(dim=1).log()
-        out.mul_(sums[rows, None]).sub_(wanted)
-        return gaps.mul_(wanted).sum(dim=1) + sums[rows] * of_largest
+        of_largest = -torch.softmax(of_block, dim=1, out=out).amax(dim=1).log()
+        losses = largest - of_block.gather(1, own)[:, 0] + of_largest
+        at, places = objects.within(rows, len(of_block))
+        wanted, total = targets.index_select(0, places), sums.index_select(0, places)
+        slopes = out.index_select(0, at).mul_(total[:, None]).sub_(wanted)  # (n, K) -> (objects, K)
+        gaps = largest.index_select(0, at)[:, None] - of_block.index_select(0, at)
+        pull = gaps.mul_(wanted).sum(dim=1) + total * of_largest.index_select(0, at)
+        out.scatter_add_(1, own, out.new_full((), -1).expand_as(own)).index_copy_(0, at, slopes)
+        return losses.index_copy_(0, at, pull - entropies.index_select(0, places))
 
     return in_blocks(logits, of_rows)
 
@@ -214,9 +222,9 @@ class PCBLoss(BoxHeadLoss):
         strength = self._strength()
         if strength > 0:
             is_ready = ((self.num_inst_cnt > 0) | ~self.is_awaited).all()
-            targets, entropies = mixed_targets(self.confusion.to(logits.dtype), strength * is_ready)
-            losses, gradients = soft_target_losses(logits, labels, targets)
-            losses = attach_gradients(logits, losses - entropies[labels], gradients)
+            objects, confusion = ObjectRows(labels, self.num_classes), self.confusion.to(logits.dtype)
+            tables = mixed_targets(confusion, strength * is_ready, objects.classes)
+            losses = attach_gradients(logits, *soft_target_losses(logits, labels, objects, *tables))
         else:
             losses = F.cross_entropy(logits, labels, reduction="none")
         return self.loss_weight * reduce_rois(losses, label_weights, avg_factor, reduction_override)

@@ -19,9 +19,9 @@ from pipeline.finetune.head_contract import (
     BoxHeadLoss,
     CountSource,
     reduce_rois,
-    rows_with_objects,
     sum_over_processes,
 )
+from pipeline.finetune.object_rows import rows_with_objects
 from pipeline.finetune.row_losses import attach_parts, softmax_losses_and_gradients
 
 
