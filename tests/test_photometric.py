@@ -147,6 +147,14 @@ def test_each_change_by_its_definition_pixel_by_pixel(way: str, drawn: Photometr
 
 
 @WAYS
+@pytest.mark.parametrize("brightness", [0.0, 0.7, 1.0, 1.01, 1.275, 1.4, 2.0])
+def test_contrast_is_about_the_mean_of_what_brightness_left(way: str, brightness: float) -> None:
+    image = random_image(3)
+    drawn = Photometric(brightness=brightness, contrast=0.6)  # 255 / 1.275 is a whole level
+    torch.testing.assert_close(changed(way, (image, drawn))[0], reference(image, drawn), atol=2e-6, rtol=0)
+
+
+@WAYS
 def test_solarize_inverts_from_128_on_as_in_8_bits(way: str) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
     (found,) = changed(way, (levels, Photometric(solarize=True)))
@@ -174,6 +182,14 @@ def test_blur_against_a_slow_loop_with_mirrored_borders(way: str, sigma: float) 
             )
             expected = (total / sum(weights) ** 2).float()
             torch.testing.assert_close(found[:, y, x], expected, atol=2e-6, rtol=0)
+
+
+def test_ends_of_a_narrow_kernel_that_opencv_leaves_out_are_below_a_millionth() -> None:
+    image = random_image(9)
+    for sigma in np.linspace(0.1, 2.0, 39).tolist():
+        drawn = Photometric(blur_sigma=sigma)
+        (one,), (other,) = changed("opencv", (image, drawn)), changed("batch", (image, drawn))
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_blur_cuts_nothing_that_matters_from_its_kernel() -> None:

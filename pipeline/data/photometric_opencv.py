@@ -1,7 +1,7 @@
 """Colour augmentation on a CPU: OpenCV in float32, image by image, what was not drawn is skipped.
 
 Brightness and contrast act on each of 256 levels alike, given the image's mean, so they are one table; the
-mean comes from the histogram.  Nothing is rounded to 8 bits on the way.
+mean comes from sums of the levels.  Nothing is rounded to 8 bits on the way.
 """
 
 import itertools
@@ -15,6 +15,9 @@ from torch import Tensor
 from pipeline.data.photometric import MEAN, STD
 from pipeline.data.photometric_draws import LUMA, RADIUS, SOLARIZE_FROM, Photometric, blur_kernel
 
+LEAST_WEIGHT = 1e-7  # of the blur: the ends of a narrow kernel are cut where nothing of them would be seen
+# (3, 4): an affine map of colours
+NORMALISING = np.column_stack([np.diag(1 / np.array(STD)), -np.array(MEAN) / STD]).astype(np.float32)
 STRIP = 64  # rows changed at once, from levels to the canvas, so that they stay in the processor's cache
 Strips = Iterator[tuple[slice, np.ndarray]]  # rows of an image, and their pixels (n, w, 3)
 
@@ -28,9 +31,9 @@ def coloured_on_cpu(
         height, width = image.shape[:2]
         place[:, height:], place[:, :height, width:] = 0, 0
         for rows, pixels in _coloured_strips(image, numbers):
-            for channel, plane in enumerate(cv2.split(pixels)):
-                scale, shift = 1 / STD[channel], -MEAN[channel] / STD[channel]
-                place[channel, rows, :width] = cv2.addWeighted(plane, scale, plane, 0, shift)
+            planes = [plane[rows, :width] for plane in place]
+            normalised = cv2.transform(pixels, NORMALISING)
+            cv2.mixChannels([normalised], planes, [0, 0, 1, 1, 2, 2])  # into the planes
     return torch.from_numpy(canvas)
 
 
@@ -51,7 +54,7 @@ def _coloured_strips(image: np.ndarray, drawn: Photometric) -> Strips:
 
 def _blurred(strips: Strips, weights: list[float]) -> Strips:
     """Blur each strip as soon as the next one is there, with RADIUS rows of its neighbours."""
-    kernel = np.array(weights, dtype=np.float32)
+    kernel = np.array([w for w in weights if w >= LEAST_WEIGHT], dtype=np.float32)
     above: list[np.ndarray] = []
     end = (slice(0), np.empty((0, 0, 3), dtype=np.float32))
     for (rows, pixels), (_, following) in itertools.pairwise(itertools.chain(strips, [end])):
@@ -82,7 +85,8 @@ def _turned(pixels: np.ndarray, drawn: Photometric) -> np.ndarray:
     if drawn.saturation is not None:
         weights = drawn.saturation * np.eye(3) + (1 - drawn.saturation) * np.array(LUMA)
         pixels = cv2.transform(pixels, weights.astype(np.float32))
-        np.clip(pixels, 0, 1, out=pixels)
+        if drawn.saturation > 1:  # below, it is a mean of colours
+            np.clip(pixels, 0, 1, out=pixels)
     if drawn.hue is not None:
         hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
         hsv[..., 0] += 360 * (drawn.hue % 1)  # OpenCV goes round the circle by itself, forwards only
@@ -98,7 +102,27 @@ def _table(image: np.ndarray, drawn: Photometric) -> np.ndarray:
     if drawn.brightness is not None:
         levels = np.clip(levels * drawn.brightness, 0, 1)
     if drawn.contrast is not None:
-        counts = [cv2.calcHist([image], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)]
-        mean = np.dot(LUMA, np.stack(counts).astype(np.float64) @ levels) / image[..., 0].size
+        mean = _mean_grey(image, 1.0 if drawn.brightness is None else drawn.brightness)
         levels = np.clip(drawn.contrast * levels + (1 - drawn.contrast) * mean, 0, 1)
     return levels.astype(np.float32)
+
+
+def _mean_grey(image: np.ndarray, brightness: float) -> float:
+    """Mean over the pixels of the grey of min(brightness x, 1), for x = (h, w, 3) uint8 / 255.
+
+    It is 1 from the level L = 255 / brightness on; with l = floor(L), min(x, L) is min(x, l), and L - l more
+    where x > l.  Sums of bytes take a tenth of a histogram's time.
+    """
+    rows = image.reshape(image.shape[0], -1)  # (h, w, 3) -> (h, 3 w)
+    sums = _sums(rows)
+    if brightness > 1:
+        whole, part = divmod(255 / brightness, 1)
+        above = cv2.threshold(rows, whole, 1, cv2.THRESH_BINARY)[1]
+        sums = _sums(cv2.min(rows, whole)) + part * _sums(above)
+    return float(np.dot(LUMA, sums) * brightness / (255 * image[..., 0].size))
+
+
+def _sums(rows: np.ndarray) -> np.ndarray:
+    """(h, 3 w) uint8 -> (3,) sums of the channels."""
+    columns = cv2.reduce(rows, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    return np.asarray(columns.reshape(-1, 3).sum(axis=0, dtype=np.int64))  # (1, 3 w) -> (w, 3) -> (3,)
