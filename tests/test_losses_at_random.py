@@ -356,7 +356,7 @@ def test_constructors_take_the_configs_of_the_vectors_and_buffers_their_names(na
         (lambda: GroupSoftmaxLoss(2, None, [1, 2], num_columns=3), "num_columns 3, but"),
         (lambda: ACSLLoss(2, frequency_of_category_1_to_3=["r", "c", "f"]), "no argument"),
         (lambda: ACSLLoss(1, frequency=["r"], frequency_of_category_1_to_1=["r"]), "both"),
-        (lambda: ECMLoss(1, instance_counts=[1], toy_instance_counts=[1]), "toy_instance_counts"),
+        (lambda: ECMLoss(1, instance_counts=[1], toy_instance_counts=[2]), "toy_instance_counts"),
     ],
 )
 def test_contradictory_settings_are_refused(make, message):

@@ -63,7 +63,7 @@ class ECMLoss(BoxHeadLoss):
         toy_instance_counts: another name of instance_counts.
 
     Raises:
-        UsageError: no instance_counts or both of them, or fg_bg_ratio is not positive.
+        UsageError: no instance_counts or both of them, and not the same, or fg_bg_ratio is not positive.
     """
 
     logit_shift: Tensor
@@ -81,7 +81,7 @@ class ECMLoss(BoxHeadLoss):
         toy_instance_counts: CountSource | None = None,
     ) -> None:
         if toy_instance_counts is not None:
-            if instance_counts is not None:
+            if instance_counts is not None and instance_counts != toy_instance_counts:
                 raise UsageError("ECMLoss got instance_counts and toy_instance_counts", "give one of them")
             instance_counts = toy_instance_counts
         super().__init__(num_classes, image_counts, instance_counts, num_images, loss_weight)
