@@ -16,7 +16,9 @@ import torch
 from pipeline.errors import MachineFailed
 
 _LOADER = re.compile(r"DataLoader (worker|timed out)")
-_GROUP = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe")
+_GROUP = re.compile(
+    r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket closed|Application timeout"
+)
 GROUP_FAILED = "another process of the run died or hangs"
 CONTINUES = "the same command continues from the last checkpoint"
 
