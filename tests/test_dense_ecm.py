@@ -27,14 +27,14 @@ def rows(number=12, scale=4.0, seed=0):
     return logits, torch.arange(number) % (2 * CLASSES) % 7 % (CLASSES + 1)
 
 
-def slow_ecm(logits, labels, counts, weights, positives, gamma=2.0, alpha=0.25):
+def slow_ecm(logits, labels, counts, weights, positives, scale=2.0, gamma=2.0, alpha=0.25):
     """The definition, a logit at a time, in plain Python floats."""
     counts = [max(n, 1) for n in counts]
     total = 0.0
     for row, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
         for j, s in enumerate(row):
             n, m = counts[j], sum(counts) - counts[j]
-            q = 1 / (1 + math.exp(-(2 * s + math.log(n / m) / 4)))
+            q = 1 / (1 + math.exp(-(scale * s + math.log(n / m) / 4)))
             own = m / n * math.log(1 + n / m)
             if j == label:
                 total -= weight * own * alpha * (1 - q) ** gamma * math.log(q)
@@ -69,12 +69,29 @@ def test_given_gradients_are_those_of_differences():
     torch.autograd.gradcheck(lambda s: loss(s, labels[:7], avg_factor=3.0), (logits,))
 
 
+@pytest.mark.parametrize("logit_scale", [2.0, 1.0])
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_equals_a_loop(scale):
+def test_equals_a_loop(scale, logit_scale):
     logits, labels = rows(scale=scale)
     weights = tensor([1.0, 0.0, 0.5] * 4)
-    found = DenseECMLoss(CLASSES, instance_counts=COUNTS)(logits, labels, weights, avg_factor=3.0)
-    assert found.item() == pytest.approx(slow_ecm(logits, labels, COUNTS, weights, 3.0), rel=1e-10)
+    loss = DenseECMLoss(CLASSES, instance_counts=COUNTS, logit_scale=logit_scale)
+    found = loss(logits, labels, weights, avg_factor=3.0)
+    expected = slow_ecm(logits, labels, COUNTS, weights, 3.0, logit_scale)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_scale_of_the_logit_changes_the_pace_alone():
+    """Twice the logit with half the scale costs the same, and its gradient is half as large."""
+    logits, labels = rows()
+    values, gradients = [], []
+    for scale in (2.0, 1.0):
+        given = (2 / scale * logits).requires_grad_()
+        loss = DenseECMLoss(CLASSES, instance_counts=COUNTS, logit_scale=scale)(given, labels, avg_factor=3.0)
+        loss.backward()
+        values.append(loss.detach())
+        gradients.append(given.grad * 2 / scale)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 def test_of_two_equal_classes_it_is_the_focal_loss_of_twice_the_logit():
@@ -86,10 +103,12 @@ def test_of_two_equal_classes_it_is_the_focal_loss_of_twice_the_logit():
 
 
 def test_every_class_starts_at_the_prior():
-    loss = DenseECMLoss(CLASSES, instance_counts=COUNTS)
-    bias = loss.initial_bias(0.01)
-    torch.testing.assert_close((2 * bias + loss.logit_shift).sigmoid(), torch.full((CLASSES,), 0.01).double())
-    assert bias.argmax() in (3, 1)  # a rare class has the larger margin, and may start higher
+    for scale in (2.0, 1.0):
+        loss = DenseECMLoss(CLASSES, instance_counts=COUNTS, logit_scale=scale)
+        bias = loss.initial_bias(0.01)
+        start = (scale * bias + loss.logit_shift).sigmoid()
+        torch.testing.assert_close(start, torch.full((CLASSES,), 0.01).double())
+        assert bias.argmax() in (3, 1)  # a rare class has the larger margin, and may start higher
 
 
 def test_scores_leave_out_the_margin_and_have_no_background():
@@ -128,7 +147,8 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(UsageError, match="only one") as refused:
         DenseECMLoss(1, instance_counts=[5])
     assert "focal" in refused.value.hint
-    with pytest.raises(UsageError, match="score_scale > 0"):
-        DenseECMLoss(CLASSES, instance_counts=COUNTS, score_scale=0.0)
+    for name in ("score_scale", "logit_scale"):
+        with pytest.raises(UsageError, match="score_scale and logit_scale > 0"):
+            DenseECMLoss(CLASSES, instance_counts=COUNTS, **{name: 0.0})
     with pytest.raises(UsageError, match="5 logits per RoI, but the head gives 6"):
         DenseECMLoss(CLASSES, instance_counts=COUNTS)(torch.zeros(2, 6), torch.tensor([0, 1]))
