@@ -1,15 +1,13 @@
 """Balanced group softmax against the released code's numbers, and a loop."""
 
 import csv
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.bags import GroupSoftmaxLoss, draw_members, group_layout, group_losses
@@ -258,25 +256,18 @@ def test_settings_that_make_no_sense_are_refused():
         vector_loss()(torch.zeros(1, 7), torch.tensor([0]))
 
 
-def train_in_a_process(rank, folder):
+def train_in_a_process(rank, world):
     """Rank 0 sees objects, rank 1 background only, then no RoI at all."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     loss = vector_loss()
     for rows in (60, 60 * (1 - rank)):
         labels = many_labels(rows) if rank == 0 else torch.full((rows,), 6)
         loss(random_logits(rows), labels)
     value = loss.eval()(random_logits(60), many_labels(60))
-    dist.destroy_process_group()
-    torch.save((loss.state_dict(), value), f"{folder}/{rank}.pth")
+    return (loss.state_dict(), value)
 
 
 def test_processes_keep_step_whatever_they_see_and_draw_each_its_own(tmp_path):
-    other = mp.spawn(train_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    train_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, train_in_a_process, tmp_path)
     alone = vector_loss()
     for _ in range(2):
         alone(random_logits(60), many_labels(60))

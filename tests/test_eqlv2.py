@@ -1,14 +1,12 @@
 """EQL v2 against the official numbers (four steps with state), a loop, and mmdet's own.  C = 6 classes."""
 
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import UsageError
 from pipeline.finetune.eqlv2 import EQLv2Loss, balance_weights, gradient_sums
@@ -247,25 +245,18 @@ def test_head_width_and_settings():
             EQLv2Loss(CLASSES, **bad)
 
 
-def step_in_a_process(rank, folder):
+def step_in_a_process(rank, world):
     """Rank 0 sees the objects, rank 1 background only; saves both kinds of state after two steps."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = EQLv2Loss(CLASSES), EQLv2Loss(CLASSES, synchronize=False)
     order = LABELS.argsort(stable=True).split([5, 3])[rank]
     for seed in (0, 1):
         for loss in (shared, own):
             loss(random_logits(seed=seed)[order], LABELS[order])
-    dist.destroy_process_group()
-    torch.save((state(shared), state(own)), f"{folder}/{rank}.pth")
+    return (state(shared), state(own))
 
 
 def test_gradients_are_those_of_all_processes(tmp_path):
-    other = mp.spawn(step_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    step_in_a_process(1, str(tmp_path))  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, step_in_a_process, tmp_path)
     alone = EQLv2Loss(CLASSES)
     for seed in (0, 1):
         alone(random_logits(seed=seed), LABELS)

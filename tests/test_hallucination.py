@@ -1,11 +1,8 @@
 """BACL's hallucinated features against running means and variances in a loop.  C = 4, features of 3."""
 
-import datetime
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.finetune.hallucination import FeatureHallucination, mean_and_variance, sums_of_classes
 
@@ -110,28 +107,21 @@ def test_images_are_drawn_for_as_if_each_were_alone():
         assert torch.equal(whole, torch.cat(parts))
 
 
-def collect_in_a_process(rank, folder):
+def collect_in_a_process(rank, world):
     """The first process has all objects, the second background only."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = hallucination(), hallucination(synchronize=False)
     batches = [(random_features(), LABELS), (random_features(2, seed=1), torch.tensor([4, 4]))]
     for first in (0, 1):  # then the other way round
         for each in (shared, own):
             each.collect(*batches[(rank + first) % 2])
-    dist.destroy_process_group()
-    torch.save((shared.state_dict(), own.state_dict()), f"{folder}/{rank}.pth")
+    return (shared.state_dict(), own.state_dict())
 
 
 def test_two_processes_collect_as_one(tmp_path):
-    other = mp.spawn(collect_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    collect_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
     whole = hallucination()
     for _ in range(2):
         whole.collect(random_features(), LABELS)
-    results = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    results = together(2, collect_in_a_process, tmp_path)
     for shared, own in results:
         assert torch.equal(shared["feature_prototype"], whole.feature_prototype)
         assert torch.equal(shared["feature_variance"], whole.feature_variance)

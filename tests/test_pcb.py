@@ -1,15 +1,13 @@
 """Pairwise class balance against the released code's numbers (seven steps with state), and a loop."""
 
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import together
 
 from pipeline.errors import UsageError
 from pipeline.finetune.pcb import PCBLoss, mixed_targets, sum_class_softmax, update_confusion
@@ -283,26 +281,19 @@ LABELS_OF_RANKS = torch.tensor(
 )  # step, rank, RoI
 
 
-def train_in_a_process(rank, folder):
+def train_in_a_process(rank, world):
     """In the first step rank 1 sees background only; in the last one it has no RoI at all."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     loss = PCBLoss(3, start_epoch=0).double()
     values = []
     for step, labels in enumerate(LABELS_OF_RANKS[:, rank]):
         logits = random_logits(8, seed=step).reshape(2, 4, 4)[rank]
         values.append(loss(logits, labels))
     loss(random_logits(4 * (1 - rank), seed=5), torch.arange(4 * (1 - rank)))
-    dist.destroy_process_group()
-    torch.save((loss.state_dict(), values), f"{folder}/{rank}.pth")
+    return (loss.state_dict(), values)
 
 
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path):
-    other = mp.spawn(train_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    train_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, train_in_a_process, tmp_path)
     alone = PCBLoss(3, start_epoch=0).double()
     for step, labels in enumerate(LABELS_OF_RANKS):
         value = alone(random_logits(8, seed=step), labels.reshape(8))

@@ -1,13 +1,11 @@
 """ROG's ranking loss against the official numbers and a loop over objects and entries.  C = 6 unless said."""
 
-import datetime
 import json
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import UsageError
 from pipeline.finetune.bce import BCELoss
@@ -198,23 +196,16 @@ def test_settings_out_of_range_are_refused():
 BATCHES = (LABELS[:5], torch.full((5,), 6))
 
 
-def count_in_a_process(rank, folder):
+def count_in_a_process(rank, world):
     """The second process sees background only."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = GAPLoss(6), GAPLoss(6, synchronize=False)
     for loss in (shared, own):
         loss(random_logits(5, seed=rank), BATCHES[rank])
-    dist.destroy_process_group()
-    torch.save((shared.num_samples, own.num_samples), f"{folder}/{rank}.pth")
+    return (shared.num_samples, own.num_samples)
 
 
 def test_two_processes_count_as_one(tmp_path):
-    other = mp.spawn(count_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    count_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, count_in_a_process, tmp_path)
     whole = GAPLoss(6)
     whole(random_logits(), torch.cat(BATCHES))
     assert torch.equal(first[0], whole.num_samples) and torch.equal(second[0], whole.num_samples)

@@ -1,14 +1,12 @@
 """Seesaw loss against mmdet's numbers (three settings, four steps with state each) and a loop."""
 
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import UsageError
 from pipeline.finetune.seesaw import SeesawLoss, count_labels, seesaw_shift
@@ -156,23 +154,16 @@ def test_head_width_and_settings():
             SeesawLoss(6, **bad)
 
 
-def count_in_a_process(rank, folder):
+def count_in_a_process(rank, world):
     """Rank 0 sees foreground and background, rank 1 background only; saves both kinds of counts."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = SeesawLoss(3), SeesawLoss(3, synchronize=False)
     labels = torch.tensor([[0, 0, 3], [3, 3, 3]][rank])
     for loss in (shared, own):
         loss(torch.zeros(3, 5), labels)
-    dist.destroy_process_group()
-    torch.save((shared.cum_samples, own.cum_samples), f"{folder}/{rank}.pth")
+    return (shared.cum_samples, own.cum_samples)
 
 
 def test_counts_are_those_of_all_processes(tmp_path):
-    other = mp.spawn(count_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    count_in_a_process(1, str(tmp_path))  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, count_in_a_process, tmp_path)
     assert first[0].tolist() == second[0].tolist() == [2, 0, 0, 4]
     assert first[1].tolist() == [2, 0, 0, 1] and second[1].tolist() == [0, 0, 0, 3]
