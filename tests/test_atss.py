@@ -1,6 +1,5 @@
 """ATSS: mmdet's own config and losses, exact on any number of processes; each method's head trains."""
 
-import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 import pytest
 import tiny_atss
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from tiny_atss import CANVAS_WH, CLASSES, NOTHING, ONE_OBJECT, SMALL_IMAGE, TWO_OBJECTS, config, detector
 from torch import Tensor, nn
 
@@ -221,22 +219,13 @@ def train(method: str, rank: int, world: int) -> tuple[list[Record], dict[str, T
     return records.lines, model.state_dict()
 
 
-def run_in_a_process(rank: int, folder: str) -> None:
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
-    results = {method: train(method, rank, 2) for method in METHODS}
-    dist.destroy_process_group()
-    torch.save(results, f"{folder}/{rank}.pth")
+def run_in_a_process(rank: int, world: int) -> dict[str, Any]:
+    return {method: train(method, rank, world) for method in METHODS}
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = str(tmp_path_factory.mktemp("processes"))
-    other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
-    run_in_a_process(1, folder)  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    return [torch.load(f"{folder}/{rank}.pth", weights_only=True) for rank in (0, 1)]
+    return together(2, run_in_a_process, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("method", METHODS)

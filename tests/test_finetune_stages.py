@@ -1,7 +1,6 @@
 """Methods with two stages: what each trains, from what, with which numbers; stopped, continued, refused."""
 
 import dataclasses
-import datetime
 import json
 import os
 import signal
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from conftest import TINY, write_params
+from processes import together
 from torch import Tensor, nn
 
 from pipeline.data.single_view import ViewSample
@@ -328,37 +326,28 @@ def drained_head(detector: nn.Module) -> nn.Module:
     return detector
 
 
-def train_in_a_process(rank: int, folder: str) -> None:
+def train_in_a_process(rank: int, world: int) -> dict[str, Any]:
     """Frozen BAGS on both; EQLv2, LOCE and PCB where the second process has no RoI in any step."""
-    torch.set_num_threads(1)
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
-    process = Process(rank, 2, CPU)
+    process = Process(rank, world, CPU)
     detector = tiny_detector("bags", norm="frozen-bn", type="mask-rcnn")
     second_stage.freeze_all_but(detector, ("fc_cls",))
     before = state_of(detector)
-    trainer_of(detector, process, 2, with_mask=True).train()
+    trainer_of(detector, process, world, with_mask=True).train()
     results: dict[str, Any] = {"bags": (before, state_of(detector))}
     for method in ("eqlv2", "seesaw", "pcb"):
         detector = tiny_detector(method)
         if rank == 1:
             drained_head(detector)
         terms = Terms()
-        trainer_of(detector, process, 2, terms, with_objects=rank == 0).train()
+        trainer_of(detector, process, world, terms, with_objects=rank == 0).train()
         results[method] = (terms.names, state_of(detector))
-    dist.destroy_process_group()
-    torch.save(results, f"{folder}/{rank}.pth")
+    return results
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes brought back."""
-    folder = tmp_path_factory.mktemp("pair")
-    other = mp.spawn(train_in_a_process, args=(str(folder),), nprocs=1, join=False)
-    train_in_a_process(1, str(folder))  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    return together(2, train_in_a_process, tmp_path_factory.mktemp("pair"))
 
 
 def test_frozen_parts_do_not_hang_two_processes(pair: list[dict[str, Any]]) -> None:

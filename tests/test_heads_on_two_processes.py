@@ -4,12 +4,12 @@ In the first step the first process has two images with objects and the second p
 step the other way round.
 """
 
-import datetime
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from tiny_heads import proposals, pyramid, tiny_head, two_images, without_objects
 
 HEADS = {
@@ -28,12 +28,10 @@ def step(head, number, has_objects):
     return {name: value.detach() for name, value in losses.items()}
 
 
-def run_in_a_process(rank, folder):
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+def run_in_a_process(folder, rank, world):
     states = {}
     for method, settings in HEADS.items():
-        head, path = tiny_head(method, **settings), f"{folder}/{method}.pth"
+        head, path = tiny_head(method, **settings), folder / f"{method}.pth"
         losses = [step(head, 0, has_objects=rank == 0)]
         if rank == 0:
             torch.save(head.state_dict(), path)
@@ -44,19 +42,14 @@ def run_in_a_process(rank, folder):
         states[method] = head.state_dict()
         states[f"{method} resumed"] = resumed.state_dict()
         states[f"{method} losses"] = losses
-    dist.destroy_process_group()
-    torch.save(states, f"{folder}/{rank}.pth")
+    return states
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """State dicts of all heads on both processes."""
-    folder = str(tmp_path_factory.mktemp("processes"))
-    other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
-    run_in_a_process(1, folder)  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    return [torch.load(f"{folder}/{rank}.pth", weights_only=True) for rank in (0, 1)]
+    folder = tmp_path_factory.mktemp("processes")
+    return together(2, partial(run_in_a_process, folder), folder)
 
 
 def one_process(method):
