@@ -263,6 +263,30 @@ def test_gradient_of_the_target_of_semantic_reconstruction(detach):
     assert [g is not None and bool(g.abs().max() > 0) for g in gradients] == [not detach] * 4
 
 
+@pytest.mark.parametrize("second_pass", ["trained", "frozen"])
+def test_who_learns_from_the_masked_image(second_pass):
+    """With the way through the generator cut, the encoder learns in the second pass, or not at all."""
+    settings = tiny_settings(terms=("sr",), reconstruction={"second_pass": second_pass})
+    model, batch = toy_model(settings), toy_batch(0)
+    model.generator = Repeat(batch.query.requires_grad_())
+    model(batch)["sr"].backward()
+    assert ("backbone" in reached(model)) == (second_pass == "trained")
+    assert batch.query.grad.abs().max() > 0  # where g's gradient comes from
+
+
+def test_a_frozen_second_pass_changes_gradients_and_no_loss():
+    losses, gradients = [], []
+    for second_pass in ("trained", "frozen"):
+        model = toy_model(tiny_settings(reconstruction={"second_pass": second_pass}))
+        terms = model(toy_batch(0))
+        terms["sr"].backward()
+        losses.append({name: value.item() for name, value in terms.items()})
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == losses[1] and set(gradients[0]) == set(gradients[1])
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]) == name.startswith("generator"), name
+
+
 def test_semantic_reconstruction_reaches_a_frozen_encoder_no_more():
     """With f frozen and its features the target, the generator alone learns."""
     model = toy_model(only("sr"))
@@ -450,7 +474,7 @@ def hidden(mask, shape_hw, factor):
 @pytest.mark.parametrize(("scale", "factor"), [("full", 1), ("half", 2)])
 @pytest.mark.parametrize("canvas_wh", [(96, 64), (96, 160)])
 def test_semantic_reconstruction_equals_its_equation_from_parts(scale, factor, canvas_wh):
-    model = toy_model(tiny_settings(reconstruction={"scale": scale}))
+    model = toy_model(tiny_settings(reconstruction={"scale": scale, "distance": "raw"}))
     batch = toy_batch(0, canvas_wh=canvas_wh, invalid=[(1, 2)])
     trunk, expected = model.detector.encoder.trunk, 0.0
     with torch.no_grad():

@@ -114,3 +114,21 @@ def test_without_gradients_it_is_just_the_trunk() -> None:
     with torch.no_grad():
         found, expected = encoder.trunk_again(images()), encoder.trunk(images())
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("depth", "norm"), [(18, "frozen-bn"), (50, "gn")])
+def test_with_constant_weights_it_is_the_plain_pass_too_and_the_image_alone_gets_a_gradient(
+    depth: int, norm: str
+) -> None:
+    encoder, (given, leaf) = encoder_of(depth, norm).double(), (images().double() for _ in range(2))
+    for image in (given, leaf):
+        image.requires_grad_()
+    plain, constant = encoder.trunk(given), encoder.trunk_as_constant(leaf)
+    for level, found in zip(plain, constant, strict=True):
+        assert torch.equal(level, found)
+    sum((level.square().mean() for level in constant), torch.zeros(())).backward()
+    assert all(weight.grad is None for weight in encoder.parameters())
+    sum((level.square().mean() for level in plain), torch.zeros(())).backward()
+    assert leaf.grad is not None and given.grad is not None
+    torch.testing.assert_close(leaf.grad, given.grad, rtol=1e-12, atol=1e-15)
+    assert all(weight.requires_grad == (weight.grad is not None) for weight in encoder.backbone.parameters())

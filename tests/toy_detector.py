@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
@@ -61,6 +62,11 @@ class ToyEncoder(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             maps = checkpoint(backbone.first_stage, images, use_reentrant=False, preserve_rng_state=False)
             return backbone.after(maps)
+
+    def trunk_as_constant(self, images, bf16=False):
+        weights = {name: weight.detach() for name, weight in self.backbone.named_parameters()}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return functional_call(self.backbone, weights, (images,))
 
     def pyramid(self, levels, bf16=False):
         with torch.autocast(levels[0].device.type, torch.bfloat16, enabled=bf16):

@@ -14,6 +14,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.data.targets import Target
@@ -48,6 +49,12 @@ class Trunk(nn.Module):
                 maps = self.backbone.get_submodule(name)(maps)
                 levels.append(maps)
         return tuple(levels)
+
+    def trunk_as_constant(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
+        """As `trunk`, with weights that get no gradient from here; what the images come from gets its own."""
+        weights = {name: weight.detach() for name, weight in self.backbone.named_parameters()}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return tuple(functional_call(self.backbone, weights, (images,)))
 
     def _first_stage(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> C2."""

@@ -39,13 +39,15 @@ from pipeline.pretrain.views import PretrainBatch, PretrainSample
 
 
 class EncoderLike(Protocol):
-    """f, FPN and box layers (pipeline.detectors.two_stage.Encoder); both trunks use `backbone` alone."""
+    """f, FPN and box layers (pipeline.detectors.two_stage.Encoder); the trunks use `backbone` alone."""
 
     backbone: nn.Module
 
     def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
 
     def trunk_again(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
+
+    def trunk_as_constant(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
 
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]: ...
 
@@ -166,10 +168,15 @@ class TwoDRCL(nn.Module):
         if "sr" in self.settings.terms:
             is_half = self.settings.reconstruction.scale == "half"
             targets = halved_levels(levels, batch.query_wh) if is_half else levels
-            again = encoder.trunk_again(painting.masked, self.bf16)
-            detach = self.settings.reconstruction.detach_target
+            settings = self.settings.reconstruction
+            encode = encoder.trunk_again if settings.second_pass == "trained" else encoder.trunk_as_constant
             terms["sr"] = semantic_loss(
-                targets, again, painting.sizes_wh, detach, self.settings.reconstruction.levels
+                targets,
+                encode(painting.masked, self.bf16),
+                painting.sizes_wh,
+                settings.detach_target,
+                settings.levels,
+                is_relative=settings.distance == "relative",
             )
         return terms
 

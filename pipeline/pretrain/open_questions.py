@@ -55,9 +55,14 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "layers of SR",
-        "C2 to C5, squared error, a mean each; FPN left out: it would need a second neck pass; unit-length "
-        "features left out: eq. 6 has none",
+        "C2 to C5, a mean each; FPN left out: it would need a second neck pass",
         "pretrain.reconstruction.levels",
+    ),
+    _q(
+        "scale of SR's features",
+        "squared distance over the target's mean square, as raw features can run away with eq. 6; unit "
+        "length per position (UP-DETR) left out: near-zero positions would have the largest gradients",
+        "pretrain.reconstruction.distance",
     ),
     _q(
         "prediction network",
@@ -157,9 +162,10 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "gradient of SR",
-        "not into its target, or features shrink; a frozen or momentum encoder, or a stopped "
-        "reconstruction, left out: eq. 6 trains f and g",
+        "not into its target, or features shrink; into f by both passes and into g; a momentum encoder, or a "
+        "stopped reconstruction, left out: eq. 6 trains f and g",
         "pretrain.reconstruction.detach_target",
+        "pretrain.reconstruction.second_pass",
     ),
     _q(
         "batch norm in SR's second pass",

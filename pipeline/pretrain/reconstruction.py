@@ -17,6 +17,7 @@ from pipeline.pretrain.settings import LEVELS
 
 GENERATOR_WIDTHS = (512, 256, 64, 3)  # A.1
 STRIDES = (4, 8, 16, 32)  # of C2..C5, pixels
+SMALLEST_SQUARE = 1e-6  # of a target's mean square: features all but zero have no scale to compare by
 
 
 class Generator(nn.Module):
@@ -79,16 +80,16 @@ def valid_area(sizes_wh: Tensor, map_hw: tuple[int, int], stride: int = 1) -> Te
     return rows[:, :, None] & columns[:, None, :]
 
 
-def masked_mean_square(difference: Tensor, valid: Tensor) -> Tensor:
-    """Mean over images of the mean square over valid positions and channels, in float32 at least.
+def mean_squares(maps: Tensor, valid: Tensor) -> Tensor:
+    """Mean square of each image over valid positions and channels, in float32 at least: (B,).
 
     Args:
-        difference: (B, C, h, w).
+        maps: (B, C, h, w).
         valid: (B, h, w) bool, at least one position per image.
     """
-    squares = at_least_float32(difference).square().mean(dim=1)  # (B, C, h, w) -> (B, h, w)
+    squares = at_least_float32(maps).square().mean(dim=1)  # (B, C, h, w) -> (B, h, w)
     weights = valid.to(squares.dtype)
-    return ((squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1)).mean()
+    return (squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1)
 
 
 def appearance_loss(image: Tensor, reconstruction: Tensor, sizes_wh: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def appearance_loss(image: Tensor, reconstruction: Tensor, sizes_wh: Tensor) -> 
         image, reconstruction: (B, 3, H, W) normalised; both may be at half size.
         sizes_wh: (B, 2) size of each image on this canvas.
     """
-    return masked_mean_square(reconstruction - image, valid_area(sizes_wh, map_size(image)))
+    return mean_squares(reconstruction - image, valid_area(sizes_wh, map_size(image))).mean()
 
 
 def semantic_loss(
@@ -107,8 +108,13 @@ def semantic_loss(
     sizes_wh: Tensor,
     detach: bool,
     chosen: Sequence[str] = LEVELS,
+    *,
+    is_relative: bool = False,
 ) -> Tensor:
     """L_SR = sum over levels of || f(x) - f(M(g(f(x)))) ||^2 (eq. 6), each level a mean.
+
+    Relative: of each image and level over the mean of || f(x) ||^2, a constant.  Paper: not divided; but then
+    the term weighs as much as the features are long, and its gradient lets them grow without bound.
 
     Args:
         levels: C2..C5 of the image, (B, C, h, w) each.
@@ -117,6 +123,7 @@ def semantic_loss(
         detach: stop the gradient at f(x).  Paper: none is written; here it is the default, because minimising
             both sides lets the features shrink towards zero.
         chosen: names of the levels that count.
+        is_relative: divide by the target's own mean square, at least `SMALLEST_SQUARE`.
     """
     terms = []
     for name, target, level, stride in zip(LEVELS, levels, masked_levels, STRIDES, strict=True):
@@ -124,7 +131,10 @@ def semantic_loss(
             continue
         wanted = at_least_float32(target.detach() if detach else target)
         valid = valid_area(sizes_wh, map_size(level), stride)
-        terms.append(masked_mean_square(at_least_float32(level) - wanted, valid))
+        distances = mean_squares(at_least_float32(level) - wanted, valid)  # (B,)
+        if is_relative:
+            distances = distances / mean_squares(wanted.detach(), valid).clamp(min=SMALLEST_SQUARE)
+        terms.append(distances.mean())
     return torch.stack(terms).sum()
 
 

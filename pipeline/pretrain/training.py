@@ -20,6 +20,7 @@ from pipeline.engine.loop import Hook, Trainer
 from pipeline.engine.optimizer import sgd
 from pipeline.errors import UsageError
 from pipeline.pretrain.accumulation import parts_of
+from pipeline.pretrain.feature_growth import FeatureGrowth
 from pipeline.pretrain.measures import RareShare, queue_age
 from pipeline.pretrain.model import TwoDRCL
 from pipeline.pretrain.momentum_schedule import MomentumSchedule
@@ -31,7 +32,7 @@ from pipeline.proposals.store import ProposalStore
 from pipeline.stats.schemes import alpha_schedule
 
 LEFT_BEHIND = "the RoI branch that pre-training gave LCL"
-RECONSTRUCTIONS = "reconstructions"  # in the scratch folder
+RECONSTRUCTIONS, HISTORY = "reconstructions", "history.jsonl"  # in the scratch folder
 DETECTOR_PREFIX = "detector.detector."  # TwoDRCL.detector has the parts, its detector is mmdet's
 
 
@@ -117,12 +118,15 @@ def build_trainer(plan: PretrainPlan, process: Process, workers: int, hooks: Ite
 
 
 def _watching(plan: PretrainPlan, process: Process, model: TwoDRCL) -> list[Hook]:
-    """What is kept for people to look at; without a generator there is nothing to see."""
+    """What is kept for people to look at, and said to them; without a generator there is nothing to see."""
     if model.generator is None:
         return []
     alone = Process(0, 1, process.device)  # the same images on any number of processes
     folder = plan.job.work / RECONSTRUCTIONS
-    return [Reconstructions(folder, lambda: next(batch_source(plan, alone, workers=0)(0)))]
+    seen = Reconstructions(folder, lambda: next(batch_source(plan, alone, workers=0)(0)))
+    if "sr" not in model.settings.terms:
+        return [seen]
+    return [seen, FeatureGrowth(plan.job.work / HISTORY, model.settings.reconstruction)]
 
 
 def _describe(plan: PretrainPlan) -> Callable[[int], dict[str, float]]:
