@@ -1,6 +1,5 @@
 """Adaptive class suppression loss against the released code's numbers, its draws repeated, and a loop."""
 
-import datetime
 import json
 import math
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import InputError, MismatchedInput, UsageError
 from pipeline.finetune.acsl import (
@@ -266,22 +264,15 @@ def test_head_width_and_settings_that_make_no_sense():
         ACSLLoss(5, image_counts=IMAGES)
 
 
-def train_in_a_process(rank, folder):
+def train_in_a_process(rank, world):
     """Rank 0 sees objects, rank 1 background only, then no RoI at all."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     loss = ACSLLoss(6, frequency=LETTERS)
     for rows in (200, 200 * (1 - rank)):
         labels = many_labels(rows) if rank == 0 else torch.full((rows,), 6)
         loss(random_logits(rows), labels)
-    dist.destroy_process_group()
-    torch.save(loss.state_dict(), f"{folder}/{rank}.pth")
+    return loss.state_dict()
 
 
 def test_processes_keep_step_whatever_they_see(tmp_path):
-    other = mp.spawn(train_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    train_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, train_in_a_process, tmp_path)
     assert first == second == {"draws.step": torch.tensor(2)}

@@ -1,14 +1,12 @@
 """BACL's FCBL against the official numbers (four steps with state) and a loop.  C = 6 unless said."""
 
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import UsageError
 from pipeline.finetune.bacl import FCBLLoss, confusion_margins, confusion_matrix, kept_columns
@@ -221,25 +219,18 @@ def test_settings_out_of_range_are_refused():
 BATCHES = (LABELS, torch.full((4,), 6))
 
 
-def train_in_a_process(rank, folder):
+def train_in_a_process(rank, world):
     """The second process sees background only, where the official code waits for ever."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = FCBLLoss(6), FCBLLoss(6, synchronize=False)
     for loss in (shared, own):
         loss(random_logits(len(BATCHES[rank]), seed=rank), BATCHES[rank])
-    dist.destroy_process_group()
-    torch.save((shared.state_dict(), own.state_dict()), f"{folder}/{rank}.pth")
+    return (shared.state_dict(), own.state_dict())
 
 
 def test_two_processes_train_as_one(tmp_path):
-    other = mp.spawn(train_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    train_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
     whole = FCBLLoss(6)
     whole(torch.cat([random_logits(8, seed=0), random_logits(4, seed=1)]), torch.cat(BATCHES))
-    (first, first_own), (second, second_own) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    (first, first_own), (second, second_own) = together(2, train_in_a_process, tmp_path)
     for name, value in whole.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value)

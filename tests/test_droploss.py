@@ -1,15 +1,13 @@
 """DropLoss against the official numbers with the recorded draws, and a loop.  C = 6 classes."""
 
 import csv
-import datetime
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.droploss import DropLoss, count_objects, droploss_bounds, droploss_shifts
@@ -233,24 +231,17 @@ def test_lvis_has_876_infrequent_classes():
     assert DropLoss(1203, counts, num_images=99_388).is_infrequent.sum() == 876
 
 
-def draw_in_a_process(rank, folder):
+def draw_in_a_process(rank, world):
     """Rank 0 sees four objects, one infrequent; rank 1 background only; saves what is kept there."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     background = torch.full((2000,), CLASSES)
     labels = torch.cat([background, torch.tensor([0, 1, 4, 4])]) if rank == 0 else background
     shared, own = new_loss(), new_loss(synchronize=False)
     weights = [kept(loss.shifts(labels, torch.float32)(ALL)[:2000, INFREQUENT]) for loss in (shared, own)]
-    dist.destroy_process_group()
-    torch.save(weights, f"{folder}/{rank}.pth")
+    return weights
 
 
 def test_rho_is_that_of_all_processes_and_draws_differ(tmp_path):
-    other = mp.spawn(draw_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    draw_in_a_process(1, str(tmp_path))  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    first, second = together(2, draw_in_a_process, tmp_path)
     for shared in (first[0], second[0]):
         assert shared.mean().item() == pytest.approx(0.25, abs=0.02)
     assert not torch.equal(first[0], second[0])

@@ -1,7 +1,6 @@
 """EQL against the official numbers, closed forms and a loop.  C = 6 classes unless said."""
 
 import csv
-import datetime
 import json
 import math
 from pathlib import Path
@@ -10,8 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import MismatchedInput, UsageError
 from pipeline.finetune.eql import EQLLoss, infrequent_classes
@@ -245,20 +243,13 @@ def test_bad_settings_are_refused():
         EQLLoss(2, freq=[0.5, 0.5], lambda_=0)
 
 
-def half_of_a_batch(rank, folder):
+def half_of_a_batch(rank, world):
     """Rank 0 has every object, rank 1 none; saves the sum of its losses."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     order = LABELS.argsort(stable=True).split([5, 3])[rank]
     loss = vector_loss()(random_logits()[order], LABELS[order], reduction_override="sum")
-    dist.destroy_process_group()
-    torch.save(loss, f"{folder}/{rank}.pth")
+    return loss
 
 
 def test_two_processes_add_up_to_one(tmp_path):
-    other = mp.spawn(half_of_a_batch, args=(str(tmp_path),), nprocs=1, join=False)
-    half_of_a_batch(1, str(tmp_path))  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    halves = sum(torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    halves = sum(together(2, half_of_a_batch, tmp_path))
     torch.testing.assert_close(halves, vector_loss()(random_logits(), LABELS, reduction_override="sum"))

@@ -1,11 +1,8 @@
 """LOCE's feature memory against a list per class.  C = 4, features of 2 x 3, 5 rows per class."""
 
-import datetime
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 
 from pipeline.errors import MismatchedInput
 from pipeline.finetune.feature_memory import FeatureMemory, ranks_in_class
@@ -168,28 +165,21 @@ def test_another_memory_is_refused(other):
 BATCHES = ([[0, 1, 1, 1], []], [[1, 1, 1, 1], [3, 3]])  # steps of processes
 
 
-def store_in_a_process(rank, folder):
+def store_in_a_process(rank, world):
     """In the first step the second process has no object, in the second the first one has none."""
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
     shared, own = memory(), memory(synchronize=False)
     for step, labels in enumerate(BATCHES):
         for each in (shared, own):
             each.store(*rows(labels[rank], first=10 * step + 5 * rank))
-    dist.destroy_process_group()
-    torch.save((shared.state_dict(), own.state_dict()), f"{folder}/{rank}.pth")
+    return (shared.state_dict(), own.state_dict())
 
 
 def test_two_processes_keep_the_same_rows(tmp_path):
-    other = mp.spawn(store_in_a_process, args=(str(tmp_path),), nprocs=1, join=False)
-    store_in_a_process(1, str(tmp_path))
-    while not other.join():
-        pass
     whole = memory()
     for step, labels in enumerate(BATCHES):
         parts = [rows(labels[rank], first=10 * step + 5 * rank) for rank in (0, 1)]
         whole.store(*(torch.cat(part) for part in zip(*parts, strict=True)))
-    results = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    results = together(2, store_in_a_process, tmp_path)
     for shared, _ in results:
         loaded = memory()
         loaded.load_state_dict(shared)

@@ -332,14 +332,14 @@ def train_in_a_process(rank: int, world: int) -> dict[str, Any]:
     detector = tiny_detector("bags", norm="frozen-bn", type="mask-rcnn")
     second_stage.freeze_all_but(detector, ("fc_cls",))
     before = state_of(detector)
-    trainer_of(detector, process, world, with_mask=True).train()
+    trainer_of(detector, process, 2, with_mask=True).train()
     results: dict[str, Any] = {"bags": (before, state_of(detector))}
     for method in ("eqlv2", "seesaw", "pcb"):
         detector = tiny_detector(method)
         if rank == 1:
             drained_head(detector)
         terms = Terms()
-        trainer_of(detector, process, world, terms, with_objects=rank == 0).train()
+        trainer_of(detector, process, 2, terms, with_objects=rank == 0).train()
         results[method] = (terms.names, state_of(detector))
     return results
 

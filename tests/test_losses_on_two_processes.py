@@ -5,14 +5,14 @@ both.  A collective that only some processes reach would hang (and be ended afte
 """
 
 import copy
-import datetime
 import importlib
 import io
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from syncs import Syncs
 from torch import nn
 
@@ -89,22 +89,18 @@ def state_of(toy):
     return {k: v.clone() for k, v in toy.loss.state_dict().items() if not k.endswith(OF_A_PROCESS)}
 
 
-def run_in_a_process(rank, folder):
-    torch.set_num_threads(1)
-    patience = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=patience)
+def run_in_a_process(folder, rank, world):
     found = {}
     for name in OWN:
         toy = Toy(name)
         values = train(toy, range(len(STEPS)), rank)
         found[name] = (values, state_of(toy), toy.loss.state_dict(), *resumed_from_the_first(name, folder))
-    dist.destroy_process_group()
-    torch.save(found, f"{folder}/{rank}.pth")
+    return found
 
 
 def resumed_from_the_first(name, folder):
     """Values and state of the same steps, where both continue after two from the first process's file."""
-    toy, path = Toy(name), f"{folder}/{name}.pth"
+    toy, path = Toy(name), folder / f"{name}.pth"
     values = train(toy, range(2), dist.get_rank())
     if dist.get_rank() == 0:
         torch.save(toy.state_dict(), path)
@@ -118,12 +114,8 @@ def resumed_from_the_first(name, folder):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Values and states of all losses on both processes, undisturbed and resumed."""
-    folder = str(tmp_path_factory.mktemp("processes"))
-    other = mp.spawn(run_in_a_process, args=(folder,), nprocs=1, join=False)
-    run_in_a_process(1, folder)  # a second child would only double the seconds of importing
-    while not other.join():
-        pass
-    return [torch.load(f"{folder}/{rank}.pth", weights_only=True) for rank in (0, 1)]
+    folder = tmp_path_factory.mktemp("processes")
+    return together(2, partial(run_in_a_process, folder), folder)
 
 
 @pytest.mark.parametrize("name", OWN)
