@@ -1,11 +1,8 @@
 """Anybody's boxes: every accepted form means the same, and every fault is refused by name."""
 
-import contextlib
 import json
-import os
 import pickle
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_category_split import pipe
 
 from pipeline.data.annotations import Annotations, read_annotations
 from pipeline.errors import InputError, MissingInput
@@ -474,18 +472,6 @@ def test_parts_alone_are_taken_as_they_are(product: Path, annotations: Annotatio
 
 
 # --- what would be waited for for ever --------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def pipe(path: Path) -> Iterator[None]:
-    """A named pipe that gives nothing to whoever opens it, as often as that happens: nobody hangs."""
-    os.mkfifo(path)
-    writer = subprocess.Popen(["sh", "-c", 'while :; do : > "$0"; done', path])
-    try:
-        yield
-    finally:
-        writer.kill()
-        writer.wait()
 
 
 @pytest.mark.parametrize("name", ["boxes.json", "boxes.pkl", "parts/boxes.parquet", "parts/images.parquet"])

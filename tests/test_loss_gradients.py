@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_row_losses import LABELS, random_numbers
 
 from pipeline.finetune import bacl, object_rows, pcb, seesaw
 from pipeline.finetune.acsl import spared_columns
@@ -9,14 +10,9 @@ from pipeline.finetune.bacl import kept_columns
 from pipeline.finetune.object_rows import ObjectRows
 from pipeline.finetune.pcb import soft_target_losses
 
-LABELS = torch.tensor([0, 3, 3, 5, 6, 6, 6, 1])
 
-
-def random_numbers(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def by_autograd(function, logits):
+def gradient_of_the_sum(function, logits):
+    """The losses, and what the functions here return beside them."""
     logits = logits.clone().requires_grad_()
     losses = function(logits)
     losses.sum().backward()
@@ -36,7 +32,7 @@ def test_soft_target_losses_equal_autograd():
     assert objects.classes.tolist() == [0, 1, 3, 5]
     tables = (table[[0, 1, 3, 5, 6]] for table in (targets, entropies))
     found = soft_target_losses(logits, LABELS, objects, *tables)
-    torch.testing.assert_close(found, by_autograd(definition, logits))
+    torch.testing.assert_close(found, gradient_of_the_sum(definition, logits))
 
 
 def test_object_rows_of_blocks():

@@ -1,7 +1,7 @@
 """Every loss of the table behind a toy head: on two processes, resumed in the middle, and with NaN logits.
 
 The steps are the awkward ones: a process without any object, a process without any RoI, background alone on
-both.  A collective that only some processes reach would hang (and be ended after a minute).
+both.  A collective that only some processes reach would hang (until the patience of `processes` ends).
 """
 
 import copy

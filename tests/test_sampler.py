@@ -33,7 +33,7 @@ def frequencies_of(
     return CategoryFrequencies(
         annotations_digest="0" * 64,
         num_images=num_images,
-        category_ids=np.arange(len(image_count)) + 1,
+        category_ids=np.arange(len(image_count)) * 2 + 1,
         names=[f"thing {c}" for c in range(len(image_count))],
         frequency=frequency_letters(image_count),
         image_count=image_count,

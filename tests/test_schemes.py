@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_sampler import frequencies_of
 
 from pipeline.stats.figure_tables import write_falling_factors
-from pipeline.stats.frequencies import CategoryFrequencies, frequency_letters
+from pipeline.stats.frequencies import CategoryFrequencies
 from pipeline.stats.repeat_factors import irfs_factors, repeat_factors, rfs_factors
 from pipeline.stats.schemes import (
     SCHEMES,
@@ -20,23 +21,6 @@ from pipeline.stats.schemes import (
 from pipeline.stats.settings import StatsSettings
 
 REFERENCE = Path(__file__).parent / "reference" / "lvis_v1_repeat_factors.csv"
-
-
-def frequencies_of(
-    image_count: np.ndarray, instance_count: np.ndarray, num_images: int
-) -> CategoryFrequencies:
-    return CategoryFrequencies(
-        annotations_digest="0" * 64,
-        num_images=num_images,
-        category_ids=np.arange(len(image_count)) * 2 + 1,
-        names=[f"thing {c}" for c in range(len(image_count))],
-        frequency=frequency_letters(image_count),
-        image_count=image_count,
-        instance_count=instance_count,
-        proposal_count=None,
-        f_image=image_count / num_images,
-        f_instance=instance_count / instance_count.sum(),
-    )
 
 
 def random_frequencies(seed: int) -> CategoryFrequencies:
