@@ -13,7 +13,7 @@ from toy_detector import in_float64, tiny_settings, toy_batch, toy_model
 
 LITERAL = {
     "contrast": {"predictor": False, "mask_same_image": False},
-    "reconstruction": {"detach_target": False, "distance": "raw"},
+    "reconstruction": {"detach_target": False},
 }
 
 
@@ -75,12 +75,10 @@ def reconstructions(model, batch, levels):
             seen[i, :, y1:y2, x1:x2] = 0
     masked = model.detector.backbone(painted * seen)
     for target, again, stride in zip(levels, masked, (4, 8, 16, 32), strict=True):
-        settings = model.settings.reconstruction
-        target = target.detach() if settings.detach_target else target
+        target = target.detach() if model.settings.reconstruction.detach_target else target
         for i, (w, h) in enumerate(batch.query_wh.int().tolist()):
             cells = (i, slice(None), slice(-(-h // stride)), slice(-(-w // stride)))
-            scale = 1 if settings.distance == "raw" else target[cells].detach().square().mean()
-            semantics.append((target[cells] - again[cells]).square().mean() / scale)
+            semantics.append((target[cells] - again[cells]).square().mean())
     return sum(appearance) / len(appearance), sum(semantics) / len(appearance)
 
 

@@ -474,7 +474,7 @@ def hidden(mask, shape_hw, factor):
 @pytest.mark.parametrize(("scale", "factor"), [("full", 1), ("half", 2)])
 @pytest.mark.parametrize("canvas_wh", [(96, 64), (96, 160)])
 def test_semantic_reconstruction_equals_its_equation_from_parts(scale, factor, canvas_wh):
-    model = toy_model(tiny_settings(reconstruction={"scale": scale, "distance": "raw"}))
+    model = toy_model(tiny_settings(reconstruction={"scale": scale}))
     batch = toy_batch(0, canvas_wh=canvas_wh, invalid=[(1, 2)])
     trunk, expected = model.detector.encoder.trunk, 0.0
     with torch.no_grad():

@@ -12,7 +12,7 @@ from pipeline.pretrain.reconstruction import (
     appearance_loss,
     apply_masks,
     halved_levels,
-    mean_squares,
+    masked_mean_square,
     reconstruct,
     semantic_loss,
     valid_area,
@@ -35,19 +35,18 @@ def levels_of(images, canvas_wh, seed=0, dtype=torch.float64):
     ]
 
 
-def slow_mean_square(a, b, sizes_wh, stride, is_relative=False):
+def slow_mean_square(a, b, sizes_wh, stride):
     """Mean over images of the mean over the positions that begin inside the image, and channels."""
     means = []
     for image, (width, height) in enumerate(sizes_wh.tolist()):
-        cells = [
-            (image, c, y, x)
+        squares = [
+            (a[image, c, y, x] - b[image, c, y, x]).item() ** 2
             for c in range(a.shape[1])
             for y in range(a.shape[2])
             for x in range(a.shape[3])
             if y * stride < height and x * stride < width
         ]
-        squares = sum((a[cell] - b[cell]).item() ** 2 for cell in cells)
-        means.append(squares / (sum(a[cell].item() ** 2 for cell in cells) if is_relative else len(cells)))
+        means.append(sum(squares) / len(squares))
     return sum(means) / len(means)
 
 
@@ -113,19 +112,19 @@ def test_valid_area_is_every_cell_that_overlaps_the_image(stride):
                 assert found[image, y, x].item() == (y * stride < height and x * stride < width)
 
 
-def test_mean_squares_count_each_image_alone():
+def test_masked_mean_square_weighs_images_equally():
     difference = torch.zeros(2, 3, 4, 4)
     difference[0] = 1.0
     difference[1] = 3.0
     valid = torch.zeros(2, 4, 4, dtype=torch.bool)
     valid[0, 0, 0] = True
     valid[1] = True
-    assert mean_squares(difference, valid).tolist() == pytest.approx([1, 9])
+    assert masked_mean_square(difference, valid).item() == pytest.approx((1 + 9) / 2)
 
 
 def test_half_precision_squares_do_not_overflow():
     difference = torch.full((1, 1, 2, 2), 300.0, dtype=torch.float16)
-    assert mean_squares(difference, torch.ones(1, 2, 2, dtype=torch.bool)).item() == 90000.0
+    assert masked_mean_square(difference, torch.ones(1, 2, 2, dtype=torch.bool)).item() == 90000.0
 
 
 # eq. 5
@@ -176,40 +175,19 @@ def test_padding_never_counts_in_appearance():
 # eq. 6
 
 
-@pytest.mark.parametrize("is_relative", [True, False])
 @pytest.mark.parametrize("canvas_wh", [(64, 64), (96, 64), (64, 96), (80, 48)])
-def test_semantic_equals_a_loop(canvas_wh, is_relative):
+def test_semantic_equals_a_loop(canvas_wh):
     targets, again = levels_of(2, canvas_wh), levels_of(2, canvas_wh, seed=10)
     sizes_wh = sizes(canvas_wh, (33, 40))
     expected = sum(
-        slow_mean_square(t, a, sizes_wh, s, is_relative)
-        for t, a, s in zip(targets, again, STRIDES, strict=True)
+        slow_mean_square(t, a, sizes_wh, s) for t, a, s in zip(targets, again, STRIDES, strict=True)
     )
-    found = semantic_loss(targets, again, sizes_wh, True, is_relative=is_relative)
-    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert semantic_loss(targets, again, sizes_wh, True).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("is_relative", [True, False])
-def test_semantic_is_zero_for_equal_features(is_relative):
+def test_semantic_is_zero_for_equal_features():
     levels = levels_of(2, (64, 64))
-    levels[1] = torch.zeros_like(levels[1])  # of a dead layer
-    found = semantic_loss(levels, levels, sizes((64, 64), (20, 50)), True, is_relative=is_relative)
-    assert found.item() == 0.0
-
-
-def test_relative_distance_and_its_pull_do_not_depend_on_the_length_of_the_features():
-    """So that longer features bring neither more loss nor, times their length, more gradient."""
-    targets, again = levels_of(2, (64, 64)), levels_of(2, (64, 64), seed=10)
-    losses, pulls = [], []
-    for length in (1.0, 1000.0):
-        scaled = [(length * level).requires_grad_() for level in again]
-        loss = semantic_loss(
-            [length * level for level in targets], scaled, sizes((64, 64), (20, 50)), False, is_relative=True
-        )
-        losses.append(loss.item())
-        pulls.append([length * gradient for gradient in torch.autograd.grad(loss, scaled)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
-    torch.testing.assert_close(pulls[1], pulls[0])
+    assert semantic_loss(levels, levels, sizes((64, 64), (20, 50)), True).item() == 0.0
 
 
 def test_padding_never_counts_in_semantics():
@@ -221,17 +199,14 @@ def test_padding_never_counts_in_semantics():
     assert semantic_loss(targets, again, sizes((40, 30)), True).item() == before.item()
 
 
-@pytest.mark.parametrize("is_relative", [True, False])
 @pytest.mark.parametrize("detach", [True, False])
-def test_gradient_of_the_target(detach, is_relative):
-    """What the relative distance is divided by is a constant, also where the target is none."""
+def test_gradient_of_the_target(detach):
     targets, again = levels_of(1, (32, 32)), levels_of(1, (32, 32), seed=10)
     for level in (*targets, *again):
         level.requires_grad_()
-    semantic_loss(targets, again, sizes((32, 32)), detach, is_relative=is_relative).backward()
+    semantic_loss(targets, again, sizes((32, 32)), detach).backward()
     for target, level in zip(targets, again, strict=True):
-        count = target.detach().square().sum() if is_relative else level.numel()
-        torch.testing.assert_close(level.grad, 2 * (level - target).detach() / count)
+        torch.testing.assert_close(level.grad, 2 * (level - target).detach() / level.numel())
         if detach:
             assert target.grad is None
         else:

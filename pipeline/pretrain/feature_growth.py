@@ -69,6 +69,4 @@ def remedy(settings: ReconstructionSettings) -> str:
     ways = ["lower pretrain.lr or set pretrain.clip_norm", "leave sr out of pretrain.terms"]
     if settings.second_pass == "trained":
         ways.insert(0, "set pretrain.reconstruction.second_pass: frozen")
-    if settings.distance == "raw":
-        ways.insert(0, "set pretrain.reconstruction.distance: relative")
     return ", or ".join(ways)

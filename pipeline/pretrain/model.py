@@ -176,7 +176,6 @@ class TwoDRCL(nn.Module):
                 painting.sizes_wh,
                 settings.detach_target,
                 settings.levels,
-                is_relative=settings.distance == "relative",
             )
         return terms
 

@@ -60,9 +60,8 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "scale of SR's features",
-        "squared distance over the target's mean square, as raw features can run away with eq. 6; unit "
-        "length per position (UP-DETR) left out: near-zero positions would have the largest gradients",
-        "pretrain.reconstruction.distance",
+        "as they are, by eq. 6; distance over the target's mean square, or between features of unit length "
+        "(UP-DETR), left out: they bound the features, and bring no AP (benchmarks/README.md)",
     ),
     _q(
         "prediction network",

@@ -17,7 +17,6 @@ from pipeline.pretrain.settings import LEVELS
 
 GENERATOR_WIDTHS = (512, 256, 64, 3)  # A.1
 STRIDES = (4, 8, 16, 32)  # of C2..C5, pixels
-SMALLEST_SQUARE = 1e-6  # of a target's mean square: features all but zero have no scale to compare by
 
 
 class Generator(nn.Module):
@@ -80,16 +79,16 @@ def valid_area(sizes_wh: Tensor, map_hw: tuple[int, int], stride: int = 1) -> Te
     return rows[:, :, None] & columns[:, None, :]
 
 
-def mean_squares(maps: Tensor, valid: Tensor) -> Tensor:
-    """Mean square of each image over valid positions and channels, in float32 at least: (B,).
+def masked_mean_square(difference: Tensor, valid: Tensor) -> Tensor:
+    """Mean over images of the mean square over valid positions and channels, in float32 at least.
 
     Args:
-        maps: (B, C, h, w).
+        difference: (B, C, h, w).
         valid: (B, h, w) bool, at least one position per image.
     """
-    squares = at_least_float32(maps).square().mean(dim=1)  # (B, C, h, w) -> (B, h, w)
+    squares = at_least_float32(difference).square().mean(dim=1)  # (B, C, h, w) -> (B, h, w)
     weights = valid.to(squares.dtype)
-    return (squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1)
+    return ((squares * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
 def appearance_loss(image: Tensor, reconstruction: Tensor, sizes_wh: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def appearance_loss(image: Tensor, reconstruction: Tensor, sizes_wh: Tensor) -> 
         image, reconstruction: (B, 3, H, W) normalised; both may be at half size.
         sizes_wh: (B, 2) size of each image on this canvas.
     """
-    return mean_squares(reconstruction - image, valid_area(sizes_wh, map_size(image))).mean()
+    return masked_mean_square(reconstruction - image, valid_area(sizes_wh, map_size(image)))
 
 
 def semantic_loss(
@@ -108,13 +107,8 @@ def semantic_loss(
     sizes_wh: Tensor,
     detach: bool,
     chosen: Sequence[str] = LEVELS,
-    *,
-    is_relative: bool = False,
 ) -> Tensor:
     """L_SR = sum over levels of || f(x) - f(M(g(f(x)))) ||^2 (eq. 6), each level a mean.
-
-    Relative: of each image and level over the mean of || f(x) ||^2, a constant.  Paper: not divided; but then
-    the term weighs as much as the features are long, and its gradient lets them grow without bound.
 
     Args:
         levels: C2..C5 of the image, (B, C, h, w) each.
@@ -123,7 +117,6 @@ def semantic_loss(
         detach: stop the gradient at f(x).  Paper: none is written; here it is the default, because minimising
             both sides lets the features shrink towards zero.
         chosen: names of the levels that count.
-        is_relative: divide by the target's own mean square, at least `SMALLEST_SQUARE`.
     """
     terms = []
     for name, target, level, stride in zip(LEVELS, levels, masked_levels, STRIDES, strict=True):
@@ -131,10 +124,7 @@ def semantic_loss(
             continue
         wanted = at_least_float32(target.detach() if detach else target)
         valid = valid_area(sizes_wh, map_size(level), stride)
-        distances = mean_squares(at_least_float32(level) - wanted, valid)  # (B,)
-        if is_relative:
-            distances = distances / mean_squares(wanted.detach(), valid).clamp(min=SMALLEST_SQUARE)
-        terms.append(distances.mean())
+        terms.append(masked_mean_square(at_least_float32(level) - wanted, valid))
     return torch.stack(terms).sum()
 
 

@@ -65,16 +65,11 @@ class ReconstructionSettings:
         "paper: 'multiple layers': all that the backbone has; fewer to see what each brings",
         choices=LEVELS,
     )
-    distance: Literal["relative", "raw"] = setting(
-        "relative",
-        "paper: raw, the squared distance of eq. 6 (`preset: literal`), whose weight against L_det is the "
-        "square of the features' length, so that they can run away with it; relative: over the target's own "
-        "mean square, for each image and level",
-    )
     second_pass: Literal["trained", "frozen"] = setting(
         "trained",
         "paper: the masked image is 're-encoded by the encoder', which learns from it; frozen: its weights "
-        "are constants there, so that SR teaches f through the reconstruction alone (a perceptual loss)",
+        "are constants there, so that SR teaches f through the reconstruction alone (a perceptual loss); "
+        "worth trying in short trainings, where what g paints is still no image to learn from",
     )
     detach_target: bool = setting(
         True, "paper: eq. 6 has no stop-gradient; without it features can shrink to satisfy the loss"
@@ -190,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # eq. 1, 2 and 6 as printed
     "literal": {
         "contrast": {**_PAPER["contrast"], "mask_same_image": False, "predictor": False},
-        "reconstruction": {"detach_target": False, "distance": "raw"},
+        "reconstruction": {"detach_target": False},
     },
 }
 
