@@ -48,7 +48,13 @@ def run(kind: str, job: Any, machine: Machine, world: int, use_gpu: bool) -> Non
         atexit.register(leave)
         jobs.run(kind, job, use_gpu, workers, machine.save_every)
     else:
-        order = {"kind": kind, "job": to_plain(job), "use_gpu": use_gpu, "workers": workers}
+        order = {
+            "kind": kind,
+            "job": to_plain(job),
+            "use_gpu": use_gpu,
+            "workers": workers,
+            "command": os.getpid(),
+        }
         _torchrun(job.work, world, {**order, "save_every": machine.save_every})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import write_json
 from pipeline.engine.distributed import leave
 from pipeline.engine.signals import end_with_parent
-from pipeline.errors import TwoDRCLError
+from pipeline.errors import Stopped, TwoDRCLError
 from pipeline.settings import build
 from stages import jobs
 from stages.console import listen
@@ -23,6 +23,8 @@ def main(order_path: Path) -> int:
     end_quickly()
     listen()
     order = json.loads(order_path.read_text())
+    if _is_orphan(order["command"]):
+        return Stopped.exit_code
     job = build(jobs.JOBS[order["kind"]].job_class(), order["job"], "job")
     try:
         with stoppable():
@@ -39,6 +41,17 @@ def main(order_path: Path) -> int:
     finally:
         leave()
     return 0
+
+
+def _is_orphan(command: int) -> bool:
+    """Whether torchrun, a child of `command`, was killed while this process imported: nobody would end it."""
+    if not Path("/proc/self/stat").exists():
+        return False
+    try:
+        stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+    except OSError:
+        return True
+    return int(stat.rsplit(")", 1)[1].split()[1]) != command
 
 
 if __name__ == "__main__":

@@ -167,6 +167,13 @@ def test_extended_does_not_drop_where_the_original_never_did() -> None:
     assert shares(base) == [0.75] and shares(longer) == [76 / 98]
 
 
+def test_what_lies_behind_the_end_is_told() -> None:
+    assert Schedule((5, 5, 5), (2, 3), 0.1, warmup_steps=15).unreached() == []
+    drop, warmup = Schedule((5, 5, 5), (2, 4), 0.1, warmup_steps=16).unreached()
+    assert "drops after epoch 4, but the run has 3" in drop
+    assert "warm-up takes 16 steps, but the run has 15" in warmup
+
+
 def test_extended_of_a_budget_counts_what_is_run() -> None:
     base = Schedule((10,) * 4, (1, 3), 0.1, budget=20)  # the second drop at 30 is never reached
     assert shares(extended(base, 40, (10,) * 4)) == [0.5]

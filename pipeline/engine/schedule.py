@@ -65,6 +65,20 @@ class Schedule:
         """Steps of the run."""
         return self.ends[-1] if self.budget is None else min(self.budget, self.ends[-1])
 
+    def unreached(self) -> list[str]:
+        """What of the schedule lies behind the end of the run, which is hardly meant."""
+        found = [
+            f"the rate drops after epoch {m}, but the run has {len(self.epoch_steps)}: set milestones"
+            for m in self.milestones
+            if m > len(self.epoch_steps)
+        ]
+        if self.warmup_steps > self.total:
+            found.append(
+                f"the warm-up takes {self.warmup_steps} steps, but the run has {self.total}: "
+                "its learning rate is never reached; set warmup_steps"
+            )
+        return found
+
     def epoch_of(self, step: int) -> int:
         """Epoch (0-based) that the 0-based `step` belongs to."""
         assert 0 <= step < self.ends[-1], f"step {step} is not one of the {self.ends[-1]} steps"

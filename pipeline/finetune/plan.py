@@ -153,6 +153,7 @@ class FinetunePlan:
     def warnings(self) -> list[str]:
         """Choices that are legal but probably not meant."""
         found = rate_warnings(self.job.detector, self.recipe.lr, self.job.finetune.batch_size)
+        found += self._own_schedule.unreached()
         sampler = self.method.sampler if self.job.run.sampler == "method" else self.job.run.sampler
         if sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: the sampler has no effect; set stats.threshold to auto")

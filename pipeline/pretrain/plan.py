@@ -97,6 +97,7 @@ class PretrainPlan:
     def warnings(self) -> list[str]:
         """Settings that leave part of the method without effect on this data."""
         found = rate_warnings(self.job.detector, self.job.pretrain.lr, self.job.pretrain.batch_size)
+        found += self.schedule.unreached()
         if self.job.pretrain.sampler != "random" and self.sampler.all_ones:
             found.append("every repeat factor is 1: rebalancing has no effect; set stats.threshold: auto")
         boxes = self.job.pretrain.contrast.boxes
