@@ -95,6 +95,16 @@ def test_a_usual_jpeg_has_the_pixels_that_pillow_finds(
     assert found.flags.writeable and found.flags.c_contiguous
 
 
+def test_pillow_decodes_where_torchvision_has_no_image_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, encoded(textured(), "JPEG"))
+    expected = read_image(path, (96, 64))
+    # what a build without its image library says of itself
+    monkeypatch.setattr(torchvision.io.image, "_has_image_ops", lambda: False)
+    np.testing.assert_array_equal(read_image(path, (96, 64)), expected)
+
+
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     content = encoded(Image.fromarray(scene()).convert("CMYK"), "JPEG", quality=95)
     found = read_image(saved(tmp_path, content), (96, 64))

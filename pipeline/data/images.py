@@ -46,7 +46,8 @@ def read_image(path: Path, size_wh: tuple[int, int] | None = None) -> np.ndarray
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 _check_orientation(image, path)
                 _check_size(image.size, size_wh, path)
-                return _rgb_of_jpeg(file) if _is_for_torchvision(image) else _rgb(image, path)
+                pixels = _rgb_of_jpeg(file) if _is_for_torchvision(image) else None
+                return _rgb(image, path) if pixels is None else pixels
     except FileNotFoundError:
         raise MissingInput(f"image {path} does not exist", "check data.*.images in params.yaml") from None
     except PermissionError:
@@ -64,14 +65,20 @@ def _is_for_torchvision(image: Image.Image) -> bool:
     return image.format == "JPEG" and image.mode == "RGB" and "torchvision" in sys.modules
 
 
-def _rgb_of_jpeg(file: BinaryIO) -> np.ndarray:
-    """(H, W, 3) uint8.  Pillow would take pixels of four bytes, and two copies to make them three."""
+def _rgb_of_jpeg(file: BinaryIO) -> np.ndarray | None:
+    """(H, W, 3) uint8.  Pillow would take pixels of four bytes, and two copies to make them three.
+
+    None where torchvision refuses, as it does all files when built without libjpeg: Pillow has the last word.
+    """
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     file.seek(0)
     content = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
-    pixels = decode_jpeg(content, ImageReadMode.RGB)
+    try:
+        pixels = decode_jpeg(content, ImageReadMode.RGB)
+    except RuntimeError:
+        return None
     return np.asarray(pixels.permute(1, 2, 0).numpy())  # (3, H, W) as it lies in memory -> (H, W, 3)
 
 
