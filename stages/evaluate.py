@@ -53,8 +53,7 @@ def run(
     frequency = frequency_letters(annotations, stats)
     counts = instance_counts(annotations, stats) if settings.protocol == "coco-lt" else None
     plain = {"evaluate": to_plain(settings), "frequency": frequency}
-    if counts is not None:
-        plain["instance_counts"] = counts.tolist()
+    plain |= {} if counts is None else {"instance_counts": counts.tolist()}
     facts = _scored_on(annotations, settings.protocol)
     manifest = artifacts.manifest("evaluate", plain, inputs, order.params.seed, **facts)
 

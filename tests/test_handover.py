@@ -132,6 +132,19 @@ def test_a_place_is_used_again_only_when_the_last_of_its_arrays_is_gone(kept: st
     assert taken(exchange) == 0
 
 
+def test_a_forked_process_that_drops_its_arrays_frees_no_place_of_the_consumer() -> None:
+    exchange = Handover(1)
+    held = [exchange.unpacked(next(arriving(exchange, 1)))]
+    child = os.fork()
+    if not child:
+        held.clear()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert taken(exchange) >= 1 and exchange._taken[0] == 1
+    held.clear()
+    assert exchange._taken[0] == 0
+
+
 def test_what_arrived_may_be_written_to_and_outlives_loader_and_handover() -> None:
     first, second = handed_over(workers=1)[0]
     first.image[:] = 255

@@ -13,6 +13,7 @@ The places have neither names nor files, so that nothing is left of them however
 
 import ctypes
 import mmap
+import os
 import pickle
 import weakref
 from dataclasses import dataclass
@@ -91,10 +92,16 @@ class Handover:
         if not isinstance(batch, Packed):
             return batch
         lease = self._lease.from_buffer(self._places[batch.place])  # every array refers to it in the end
-        weakref.finalize(lease, self._taken.__setitem__, batch.place, 0).atexit = False
+        weakref.finalize(lease, _give_back, self._taken, batch.place, os.getpid()).atexit = False
         shared = np.frombuffer(memoryview(lease), dtype=np.uint8)
         spans = zip(batch.starts, batch.lengths, strict=True)
         return pickle.loads(batch.rest, buffers=[shared[a : a + n] for a, n in spans])
+
+
+def _give_back(taken: mmap.mmap, place: int, consumer: int) -> None:
+    """Of the consumer's arrays: those of a process forked from it go too, and say nothing about it."""
+    if os.getpid() == consumer:
+        taken[place] = 0
 
 
 def _shared(size: int) -> mmap.mmap:
