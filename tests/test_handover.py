@@ -7,6 +7,7 @@ import signal
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,8 +194,15 @@ def test_batches_too_small_or_too_large_for_a_place_take_the_pipe(
     assert_same([exchange.unpacked(batch) for batch in arrived], SAMPLES)
 
 
-def test_without_addresses_the_pipe_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "SIZE", 1 << 50)  # more than a process has
+@pytest.mark.parametrize("reason", ["a process has fewer", "they count as memory"])
+def test_without_addresses_the_pipe_takes_it(
+    reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if reason == "a process has fewer":
+        monkeypatch.setattr(handover, "SIZE", 1 << 50)
+    else:
+        (tmp_path / "overcommit_memory").write_text("2\n")
+        monkeypatch.setattr(handover, "OVERCOMMIT", tmp_path / "overcommit_memory")
     exchange = Handover(1)
     arrived = list(arriving(exchange, 1))
     assert not any(isinstance(batch, Packed) for batch in arrived)

@@ -17,6 +17,7 @@ import os
 import pickle
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ ALIGNMENT = 64  # bytes: a cache line
 LEAST = 1 << 14  # bytes: below, the pipe is as fast
 PLACES = 4  # per loader: two batches ahead (DataLoader's prefetch), one in use, one about to be dropped
 SIZE = 1 << 30  # bytes of a place: addresses only, memory is taken where a batch has been
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python 3.11 has no name for
 
 
@@ -49,7 +51,7 @@ class Handover:
 
     def __init__(self, loaders: int) -> None:
         try:
-            self._places = [_shared(SIZE) for _ in range(loaders * PLACES)]
+            self._places = [_shared(SIZE) for _ in range(0 if _are_addresses_memory() else loaders * PLACES)]
         except OSError:  # a limit on addresses: the pipe takes the batches
             self._places = []
         self._taken = _shared(max(1, len(self._places)))  # a byte each: loaders set them, the consumer clears
@@ -102,6 +104,11 @@ def _give_back(taken: mmap.mmap, place: int, consumer: int) -> None:
     """Of the consumer's arrays: those of a process forked from it go too, and say nothing about it."""
     if os.getpid() == consumer:
         taken[place] = 0
+
+
+def _are_addresses_memory() -> bool:
+    """Whether Linux counts what is mapped as if it were in use: then the places would take it from others."""
+    return OVERCOMMIT.exists() and OVERCOMMIT.read_text(encoding="ascii").strip() == "2"
 
 
 def _shared(size: int) -> mmap.mmap:
