@@ -18,7 +18,8 @@ AREA = 800 * 1344
 # GFLOP and saved gigabytes (bf16) per image: both contrasts, what L_det adds, what AR adds, what SR adds
 CONTRASTS, DETECTION, APPEARANCE = (1104.0, 0.61), (362.0, 0.10), (186.0, 0.03)
 # the first stage of the second pass is computed again: 33.7 and 8.4 GFLOP, for 0.40 and 0.10 GB less
-SEMANTIC = {"full": (492.0 + 33.7, 0.82), "half": (124.0 + 8.4, 0.20)}
+SEMANTIC = {"full": (350.5 + 33.7, 0.82), "half": (88.6 + 8.4, 0.20)}
+SECOND_WEIGHTS = {"full": 141.5, "half": 35.4}  # GFLOP of the second pass's weight gradients, if it trains
 TRUNK = {18: 0.55, 50: 1.0, 101: 1.45}  # of the whole step, FPN included
 STATE_GB = 1.1  # weights, gradients, momentum, momentum encoder, two full queues
 RATES = {"H200": (240.0, 80.0), "RTX 3090": (18.0, 5.0), "2 CPU cores": (0.2, 0.015)}  # TFLOP/s
@@ -38,6 +39,8 @@ def estimate(detector: DetectorSettings, settings: PretrainSettings, images: int
     parts += [DETECTION] if "det" in settings.terms else []
     parts += [APPEARANCE] if {"ar", "sr"} & set(settings.terms) else []
     parts += [SEMANTIC[settings.reconstruction.scale]] if "sr" in settings.terms else []
+    if "sr" in settings.terms and settings.reconstruction.second_pass == "trained":
+        parts.append((SECOND_WEIGHTS[settings.reconstruction.scale], 0.0))
     gflop, memory = (share * sum(part[i] for part in parts) for i in range(2))
     bytes_per_value = 1 if settings.precision == "bf16" else 2  # the table is of bf16
     return {

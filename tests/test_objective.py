@@ -68,7 +68,7 @@ def test_presets_are_settings():
     literal = build(PretrainSettings, PRESETS["literal"], "pretrain")
     assert literal.contrast.queue == 65536
     assert not literal.contrast.mask_same_image and not literal.contrast.predictor
-    assert not literal.reconstruction.detach_target
+    assert not literal.reconstruction.detach_target and literal.reconstruction.second_pass == "trained"
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 from toy_detector import in_float64, tiny_settings, toy_batch, toy_model
 
 LITERAL = {
     "contrast": {"predictor": False, "mask_same_image": False},
-    "reconstruction": {"detach_target": False},
+    "reconstruction": {"detach_target": False, "second_pass": "trained"},
 }
 
 
@@ -73,9 +74,13 @@ def reconstructions(model, batch, levels):
         seen[i, :, :h, :w] = 1
         for x1, y1, x2, y2 in batch.masks[i][batch.valid[i]].tolist():
             seen[i, :, y1:y2, x1:x2] = 0
-    masked = model.detector.backbone(painted * seen)
+    backbone, settings = model.detector.backbone, model.settings.reconstruction
+    weights = dict(backbone.named_parameters())
+    if settings.second_pass == "frozen":
+        weights = {name: weight.detach() for name, weight in weights.items()}
+    masked = functional_call(backbone, weights, (painted * seen,))
     for target, again, stride in zip(levels, masked, (4, 8, 16, 32), strict=True):
-        target = target.detach() if model.settings.reconstruction.detach_target else target
+        target = target.detach() if settings.detach_target else target
         for i, (w, h) in enumerate(batch.query_wh.int().tolist()):
             cells = (i, slice(None), slice(-(-h // stride)), slice(-(-w // stride)))
             semantics.append((target[cells] - again[cells]).square().mean())

@@ -252,7 +252,8 @@ def test_which_term_reaches_which_module(term):
 @pytest.mark.parametrize("detach", [True, False])
 def test_gradient_of_the_target_of_semantic_reconstruction(detach):
     """Beside the way through the generator, f(x) is reached as the target alone, if eq. 6 is literal."""
-    model, batch = toy_model(tiny_settings(reconstruction={"detach_target": detach})), toy_batch(0)
+    changes = {"detach_target": detach, "second_pass": "trained"}
+    model, batch = toy_model(tiny_settings(reconstruction=changes)), toy_batch(0)
     model.generator, passes, last = Repeat(batch.query), [], []
     model.detector.backbone.register_forward_hook(lambda module, args, levels: passes.append(levels))
     model.detector.backbone.stages[-1].register_forward_hook(lambda module, args, maps: last.append(maps))
@@ -533,7 +534,8 @@ def test_bf16_runs_in_trunk_and_generator_alone():
     low.register_forward_hook(lambda module, args, losses: dtypes.update(v.dtype for v in losses.values()))
     for seed in (0, 1):
         expected = step(full, toy_batch(seed))
-        assert step(low, toy_batch(seed)) == pytest.approx(expected, rel=0.05)
+        # cosines may be anywhere near zero
+        assert step(low, toy_batch(seed)) == pytest.approx(expected, rel=0.05, abs=0.006)
     assert {level.dtype for level in low_levels} == {torch.bfloat16}
     assert dtypes == {torch.float32}
     assert {v.dtype for v in low.state_dict().values() if torch.is_tensor(v)} == {torch.float32, torch.int64}

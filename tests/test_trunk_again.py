@@ -123,7 +123,7 @@ def test_with_constant_weights_it_is_the_plain_pass_too_and_the_image_alone_gets
     encoder, (given, leaf) = encoder_of(depth, norm).double(), (images().double() for _ in range(2))
     for image in (given, leaf):
         image.requires_grad_()
-    plain, constant = encoder.trunk(given), encoder.trunk_as_constant(leaf)
+    plain, constant = encoder.trunk(given), encoder.trunk_again(leaf, are_weights_constant=True)
     for level, found in zip(plain, constant, strict=True):
         assert torch.equal(level, found)
     sum((level.square().mean() for level in constant), torch.zeros(())).backward()

@@ -5,6 +5,8 @@ objectness head and a classifier.  Nothing mixes images, and L_det is a mean ove
 equal shares compute what one computes.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,16 +37,16 @@ class ToyBackbone(nn.Module):
             for i, (a, b) in enumerate(zip((8, *WIDTHS[:-1]), WIDTHS, strict=True))
         )
 
-    def first_stage(self, images):
-        return torch.relu(self.stages[0](torch.relu(self.stem(images))))
+    def first_stage(self, images, run=lambda layer, maps: layer(maps)):
+        return torch.relu(run(self.stages[0], torch.relu(run(self.stem, images))))
 
     def forward(self, images):
         return self.after(self.first_stage(images))
 
-    def after(self, maps):
+    def after(self, maps, run=lambda layer, maps: layer(maps)):
         levels = [maps]
         for stage in self.stages[1:]:
-            levels.append(torch.relu(stage(levels[-1])))
+            levels.append(torch.relu(run(stage, levels[-1])))
         return tuple(levels)
 
 
@@ -57,16 +59,16 @@ class ToyEncoder(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return self.backbone(images)
 
-    def trunk_again(self, images, bf16=False):
-        backbone = self.backbone
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            maps = checkpoint(backbone.first_stage, images, use_reentrant=False, preserve_rng_state=False)
-            return backbone.after(maps)
+    def trunk_again(self, images, bf16=False, *, are_weights_constant=False):
+        def run(layer, maps):
+            if not are_weights_constant:
+                return layer(maps)
+            return functional_call(layer, {name: w.detach() for name, w in layer.named_parameters()}, (maps,))
 
-    def trunk_as_constant(self, images, bf16=False):
-        weights = {name: weight.detach() for name, weight in self.backbone.named_parameters()}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return functional_call(self.backbone, weights, (images,))
+            first = partial(self.backbone.first_stage, run=run)
+            maps = checkpoint(first, images, use_reentrant=False, preserve_rng_state=False)
+            return self.backbone.after(maps, run)
 
     def pyramid(self, levels, bf16=False):
         with torch.autocast(levels[0].device.type, torch.bfloat16, enabled=bf16):

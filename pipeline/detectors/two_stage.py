@@ -23,6 +23,17 @@ from pipeline.detectors.sampling import set_draw_key
 from pipeline.detectors.visible_masks import VisibleMasks
 
 
+def _run(module: nn.Module, maps: Tensor) -> Tensor:
+    found: Tensor = module(maps)
+    return found
+
+
+def _with_constant_weights(module: nn.Module, maps: Tensor) -> Tensor:
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    found: Tensor = functional_call(module, weights, (maps,))
+    return found
+
+
 class Trunk(nn.Module):
     """Backbone and neck."""
 
@@ -36,32 +47,27 @@ class Trunk(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return tuple(self.backbone(images))
 
-    def trunk_again(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
+    def trunk_again(
+        self, images: Tensor, bf16: bool = False, *, are_weights_constant: bool = False
+    ) -> tuple[Tensor, ...]:
         """As `trunk` to the bit, of images that have a gradient; what stem and first stage leave for the
         backward pass is computed again there: two fifths of the memory for a sixtieth of a step's arithmetic.
 
-        No norm of ours has statistics that move in a forward pass, so none moves twice.
+        No norm of ours has statistics that move in a forward pass, so none moves twice.  Constant weights get
+        no gradient from here; the images, and what they come from, get theirs.
         """
+        run = _with_constant_weights if are_weights_constant else _run
+        stages = [self.backbone.get_submodule(name) for name in self.backbone.res_layers]
+
+        def first_stage(images: Tensor) -> Tensor:
+            stem = run(self.backbone.norm1, run(self.backbone.conv1, images))
+            return run(stages[0], self.backbone.maxpool(self.backbone.relu(stem)))
+
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            maps = checkpoint(self._first_stage, images, use_reentrant=False, preserve_rng_state=False)
-            levels = [maps]
-            for name in self.backbone.res_layers[1:]:
-                maps = self.backbone.get_submodule(name)(maps)
-                levels.append(maps)
+            levels = [checkpoint(first_stage, images, use_reentrant=False, preserve_rng_state=False)]
+            for stage in stages[1:]:
+                levels.append(run(stage, levels[-1]))
         return tuple(levels)
-
-    def trunk_as_constant(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]:
-        """As `trunk`, with weights that get no gradient from here; what the images come from gets its own."""
-        weights = {name: weight.detach() for name, weight in self.backbone.named_parameters()}
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return tuple(functional_call(self.backbone, weights, (images,)))
-
-    def _first_stage(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> C2."""
-        backbone = self.backbone
-        stem = backbone.maxpool(backbone.relu(backbone.norm1(backbone.conv1(images))))
-        c2: Tensor = backbone.get_submodule(backbone.res_layers[0])(stem)
-        return c2
 
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]:
         """P2..P6 in float32 from C2..C5."""

@@ -45,9 +45,9 @@ class EncoderLike(Protocol):
 
     def trunk(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
 
-    def trunk_again(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
-
-    def trunk_as_constant(self, images: Tensor, bf16: bool = False) -> tuple[Tensor, ...]: ...
+    def trunk_again(
+        self, images: Tensor, bf16: bool = False, *, are_weights_constant: bool = False
+    ) -> tuple[Tensor, ...]: ...
 
     def pyramid(self, levels: Sequence[Tensor], bf16: bool = False) -> tuple[Tensor, ...]: ...
 
@@ -169,10 +169,10 @@ class TwoDRCL(nn.Module):
             is_half = self.settings.reconstruction.scale == "half"
             targets = halved_levels(levels, batch.query_wh) if is_half else levels
             settings = self.settings.reconstruction
-            encode = encoder.trunk_again if settings.second_pass == "trained" else encoder.trunk_as_constant
+            is_frozen = settings.second_pass == "frozen"
             terms["sr"] = semantic_loss(
                 targets,
-                encode(painting.masked, self.bf16),
+                encoder.trunk_again(painting.masked, self.bf16, are_weights_constant=is_frozen),
                 painting.sizes_wh,
                 settings.detach_target,
                 settings.levels,

@@ -161,8 +161,9 @@ OPEN_QUESTIONS = (
     ),
     _q(
         "gradient of SR",
-        "not into its target, or features shrink; into f by both passes and into g; a momentum encoder, or a "
-        "stopped reconstruction, left out: eq. 6 trains f and g",
+        "into g, and through it into f; not into the target, or features shrink; not into the weights of the "
+        "second pass, from which f learns to answer as it does to a blur; a momentum encoder, or a stopped "
+        "reconstruction, left out: eq. 6 trains f and g",
         "pretrain.reconstruction.detach_target",
         "pretrain.reconstruction.second_pass",
     ),

@@ -65,11 +65,11 @@ class ReconstructionSettings:
         "paper: 'multiple layers': all that the backbone has; fewer to see what each brings",
         choices=LEVELS,
     )
-    second_pass: Literal["trained", "frozen"] = setting(
-        "trained",
-        "paper: the masked image is 're-encoded by the encoder', which learns from it; frozen: its weights "
-        "are constants there, so that SR teaches f through the reconstruction alone (a perceptual loss); "
-        "worth trying in short trainings, where what g paints is still no image to learn from",
+    second_pass: Literal["frozen", "trained"] = setting(
+        "frozen",
+        "paper: the masked image is 're-encoded by the encoder', no gradient named; frozen: its weights are "
+        "constants there, and SR teaches f through g, as a perceptual loss does; trained, `preset: literal`: "
+        "f also learns from what g paints, which in short trainings is no image yet and costs much AP",
     )
     detach_target: bool = setting(
         True, "paper: eq. 6 has no stop-gradient; without it features can shrink to satisfy the loss"
@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # eq. 1, 2 and 6 as printed
     "literal": {
         "contrast": {**_PAPER["contrast"], "mask_same_image": False, "predictor": False},
-        "reconstruction": {"detach_target": False},
+        "reconstruction": {"detach_target": False, "second_pass": "trained"},
     },
 }
 
