@@ -767,6 +767,7 @@ def test_a_threshold_of_lvis_on_a_small_data_set_is_warned_of(
 def test_correcting_twice_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any sampler goes with any loss, but a loss that knows frequencies needs no sampler that does."""
     monkeypatch.setattr(FinetunePlan, "sampler", type("Sampler", (), {"all_ones": False})())
+    monkeypatch.setattr(FinetunePlan, "_own_schedule", Schedule((1,), (), 0.1, 0))  # there are no data
 
     def warned(method: str, sampler: str) -> bool:
         job = FinetuneJob(

@@ -37,7 +37,7 @@ def test_what_is_no_key() -> None:
 
 def test_each_subject_once_and_shown(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len({q.subject for q in OPEN_QUESTIONS}) == len(OPEN_QUESTIONS) == 39
+    assert len({q.subject for q in OPEN_QUESTIONS}) == len(OPEN_QUESTIONS) == 40
     run(load(None), as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert all(f"{q.subject}: {' '.join(q.decision.split())}" in shown for q in OPEN_QUESTIONS)
