@@ -166,9 +166,9 @@ class TwoDRCL(nn.Module):
         if "ar" in self.settings.terms:
             terms["ar"] = appearance_loss(painting.image, painting.reconstruction, painting.sizes_wh)
         if "sr" in self.settings.terms:
-            is_half = self.settings.reconstruction.scale == "half"
-            targets = halved_levels(levels, batch.query_wh) if is_half else levels
             settings = self.settings.reconstruction
+            targets = halved_levels(levels, batch.query_wh) if settings.scale == "half" else levels
+            # Paper: names no gradient.  Trained here, f learns to see x as the blur that g paints first
             is_frozen = settings.second_pass == "frozen"
             terms["sr"] = semantic_loss(
                 targets,
