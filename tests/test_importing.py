@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,9 @@ def assert_wanted(found: Imported, wanted: dict[int, Any] = WANTED) -> None:
         assert boxes.tolist() == wanted[image_id][0] and scores.tolist() == wanted[image_id][1]
 
 
-def refused(path: Path, annotations: Annotations, match: str) -> InputError:
-    with pytest.raises(InputError, match=match) as caught:
+def refusal_of(path: Path, annotations: Annotations) -> InputError:
+    """What importing a file ends with: the file is named, whatever is wrong."""
+    with pytest.raises(InputError) as caught:
         imported(path, annotations)
     assert str(path) in caught.value.message and caught.value.exit_code == 3
     return caught.value
@@ -227,7 +229,8 @@ class Payload:
 def test_a_pickle_is_never_run(tmp_path: Path, annotations: Annotations, name: str, protocol: int) -> None:
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Payload(tmp_path / "ran"), protocol=protocol))
-    refusal = refused(path, annotations, "can run any code when it is read: it was not read")
+    refusal = refusal_of(path, annotations)
+    assert "can run any code when it is read: it was not read" in refusal.message
     assert "pickle.load" in refusal.hint and ".to_parquet(" in refusal.hint
     assert not (tmp_path / "ran").exists()
 
@@ -239,7 +242,7 @@ def test_arrays_of_objects_and_checkpoints_are_refused(tmp_path: Path, annotatio
     (tmp_path / "array.npy").rename(tmp_path / "array.txt")
     torch.save({"boxes": torch.zeros(1, 4)}, tmp_path / "checkpoint.bin")
     for name in ("array.txt", "checkpoint.bin"):
-        refused(tmp_path / name, annotations, "can run any code")
+        assert re.search("can run any code", refusal_of(tmp_path / name, annotations).message)
     assert not (tmp_path / "ran").exists()
 
 
@@ -254,7 +257,7 @@ def test_the_hint_converts_what_mmdetection_dumps(tmp_path: Path, annotations: A
     }
     path = tmp_path / "proposals.pkl"
     path.write_bytes(pickle.dumps(dumped))
-    snippet = refused(path, annotations, "pickle").hint.split("\n", 1)[1]
+    snippet = refusal_of(path, annotations).hint.split("\n", 1)[1]
     assert len(snippet.splitlines()) == 3
     exec(snippet, {})
     assert_wanted(imported(tmp_path / "proposals.parquet", annotations))
@@ -288,17 +291,19 @@ def test_the_hint_converts_what_mmdetection_dumps(tmp_path: Path, annotations: A
 def test_bad_records(tmp_path: Path, annotations: Annotations, change: dict[str, Any], match: str) -> None:
     records = coco()
     records[0] |= change
-    refused(write_json(tmp_path, records), annotations, match)
+    assert re.search(match, refusal_of(write_json(tmp_path, records), annotations).message)
 
 
 def test_the_first_ten_are_named(tmp_path: Path, annotations: Annotations) -> None:
     records = [{"image_id": i, "bbox": [1, 2, 3, 4]} for i in range(100, 115)]
     match = "15 boxes .*: 100, 101, .*109 and 5 more"
-    refused(write_json(tmp_path, records), annotations, match)
-    refused(
-        write_parquet(tmp_path, {"image_id": list(range(100, 115)), **{c: [1.0] * 15 for c in "xywh"}}),
-        annotations,
+    assert re.search(match, refusal_of(write_json(tmp_path, records), annotations).message)
+    assert re.search(
         match,
+        refusal_of(
+            write_parquet(tmp_path, {"image_id": list(range(100, 115)), **{c: [1.0] * 15 for c in "xywh"}}),
+            annotations,
+        ).message,
     )
 
 
@@ -322,12 +327,13 @@ def test_the_first_ten_are_named(tmp_path: Path, annotations: Annotations) -> No
     ],
 )
 def test_bad_json(tmp_path: Path, annotations: Annotations, content: Any, match: str) -> None:
-    refused(write_json(tmp_path, content), annotations, match)
+    assert re.search(match, refusal_of(write_json(tmp_path, content), annotations).message)
 
 
 def test_normalised_boxes_get_the_remedy(tmp_path: Path, annotations: Annotations) -> None:
     records = [{"image_id": 4, "bbox": [0.1, 0.1, 0.2, 0.3]}]
-    refusal = refused(write_json(tmp_path, records), annotations, "normalised to ")
+    refusal = refusal_of(write_json(tmp_path, records), annotations)
+    assert "normalised to " in refusal.message
     assert "multiply x by the width" in refusal.hint
     records.append({"image_id": 4, "bbox": [10, 10, 20, 30]})
     assert len(imported(write_json(tmp_path, records), annotations).boxes) == 2
@@ -350,14 +356,14 @@ def test_normalised_boxes_get_the_remedy(tmp_path: Path, annotations: Annotation
 )
 def test_bad_parquet(tmp_path: Path, annotations: Annotations, change: dict[str, Any], match: str) -> None:
     columns = {k: v for k, v in (columns_of("x1 y1 x2 y2") | change).items() if v is not None}
-    refused(write_parquet(tmp_path, columns), annotations, match)
+    assert re.search(match, refusal_of(write_parquet(tmp_path, columns), annotations).message)
 
 
 def test_damaged_parquet(tmp_path: Path, annotations: Annotations) -> None:
     path = write_parquet(tmp_path, columns_of("x1 y1 x2 y2"))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, annotations, "not a whole Parquet file")
+    assert re.search("not a whole Parquet file", refusal_of(path, annotations).message)
 
 
 def test_nothing_there(tmp_path: Path, annotations: Annotations) -> None:
@@ -373,7 +379,10 @@ def test_names_that_fit_several_images(tmp_path: Path) -> None:
     record = {"bbox": [1, 2, 3, 4]}
     for name in ("x.jpg", "x", "12"):
         path = write_json(tmp_path, [record | {"image_id": name}])
-        refused(path, annotations, f"1 boxes name images that fit several images of .*: {name}$")
+        assert re.search(
+            f"1 boxes name images that fit several images of .*: {name}$",
+            refusal_of(path, annotations).message,
+        )
     path = write_json(tmp_path, [record | {"image_id": i} for i in ("a/x.jpg", 12, "12.jpg")])
     found = imported(path, annotations)
     assert np.diff(found.offsets).tolist() == [1, 0, 1, 1]
@@ -411,7 +420,8 @@ def test_corners_in_place_of_sizes(tmp_path: Path, annotations: Annotations, for
             write_parquet(tmp_path / "parts", {n: v[rows] for n, v in columns.items()}, f"{part}.parquet")
         return tmp_path / "parts"
 
-    refusal = refused(write(corners(12)), annotations, "look like x1, y1, x2, y2.* 100% .* in images 9, 4$")
+    refusal = refusal_of(write(corners(12)), annotations)
+    assert re.search("look like x1, y1, x2, y2.* 100% .* in images 9, 4$", refusal.message)
     assert "write x, y, width, height" in refusal.hint and "columns x1, y1, x2, y2" in refusal.hint
     assert len(imported(write(corners(9)), annotations).boxes) == 9  # too few to tell
     assert len(imported(write([xywh(b) for b in corners(12)]), annotations).boxes) == 12
@@ -455,7 +465,7 @@ def test_a_flat_copy_is_checked_alike(product: Path, tmp_path: Path, annotations
         (flat / file.name).write_bytes(file.read_bytes())
     assert_wanted(imported(flat, annotations))
     (flat / "part-00000.parquet").unlink()
-    refused(flat, annotations, "have not as many rows as num_proposals says")
+    assert re.search("have not as many rows as num_proposals says", refusal_of(flat, annotations).message)
 
 
 def test_parts_of_another_run(product: Path, tmp_path: Path, annotations: Annotations) -> None:
@@ -463,7 +473,7 @@ def test_parts_of_another_run(product: Path, tmp_path: Path, annotations: Annota
     write_proposals(tmp_path / "other", annotations, boxes, "oln", "1" * 64)
     part = product / "proposals/part-00000.parquet"
     part.write_bytes((tmp_path / "other/proposals/part-00000.parquet").read_bytes())
-    refused(product, annotations, "come from different runs")
+    assert re.search("come from different runs", refusal_of(product, annotations).message)
 
 
 def test_parts_alone_are_taken_as_they_are(product: Path, annotations: Annotations) -> None:
@@ -488,11 +498,13 @@ def test_pipes_are_not_opened(tmp_path: Path, annotations: Annotations, name: st
 def test_scores_beyond_float32(tmp_path: Path, annotations: Annotations) -> None:
     records = coco()
     records[1]["score"] = 1e39
-    refusal = refused(write_json(tmp_path, records), annotations, "too large for 32-bit floats .* images 9$")
+    refusal = refusal_of(write_json(tmp_path, records), annotations)
+    assert re.search("too large for 32-bit floats .* images 9$", refusal.message)
     assert "scale the scores" in refusal.hint
     columns = columns_of("x1 y1 x2 y2")
     columns["score"][3] = -1e39
-    refused(write_parquet(tmp_path, columns), annotations, "too large for 32-bit floats .* images 2$")
+    parquet = write_parquet(tmp_path, columns)
+    assert re.search("too large for 32-bit floats .* images 2$", refusal_of(parquet, annotations).message)
     records[1]["score"] = 3.4e38
     assert imported(write_json(tmp_path, records), annotations).scores.max() == np.float32(3.4e38)
 
@@ -500,7 +512,9 @@ def test_scores_beyond_float32(tmp_path: Path, annotations: Annotations) -> None
 def test_sizes_beyond_float64(tmp_path: Path, annotations: Annotations) -> None:
     records = coco()
     records[1]["bbox"] = [1e308, 1, 1e308, 5]
-    refused(write_json(tmp_path, records), annotations, "NaN or infinite in images 9$")
+    assert re.search(
+        "NaN or infinite in images 9$", refusal_of(write_json(tmp_path, records), annotations).message
+    )
 
 
 # --- the two readers of JSON ------------------------------------------------------------------------------
@@ -574,7 +588,7 @@ def test_what_the_typed_reader_would_overlook(
 ) -> None:
     path = tmp_path / "boxes.json"
     path.write_bytes(text.encode("latin-1"))
-    refused(path, annotations, match)
+    assert re.search(match, refusal_of(path, annotations).message)
 
 
 def test_nan_in_what_nobody_reads(tmp_path: Path, annotations: Annotations) -> None:
